@@ -1,0 +1,395 @@
+//! What an operator can set: checked, typed and described.
+//!
+//! Every setting is declared once, below: section, key, type, default, unit, allowed values and
+//! meaning. The file, the environment variable `UTTERD_<SECTION>_<KEY>`, the checks and the manual
+//! follow from that line. The environment wins over the file, the file over the defaults. Nothing
+//! here acts on a setting, and nothing changes after the start, save that a new list of pools may
+//! be checked.
+
+mod check;
+mod pairs;
+mod raw;
+mod reference;
+mod setting;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use check::{Fault, Faults, Place, check_pools};
+pub use pairs::{BadPair, PairPattern};
+pub use reference::{example_toml, reference_keys, reference_markdown};
+
+use setting::Allowed::{Any, List, OneOf, Text};
+use setting::{Allowed, Section, choices, section};
+
+/// Everything that can be set. The default is what an empty file gives.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Config {
+    /// Address, data directory, shutdown.
+    pub server: Server,
+    /// Connections and their bounds.
+    pub transport: Transport,
+    /// Cutting speech into utterances.
+    pub segmenter: Segmenter,
+    /// Speakers and the order of their results.
+    pub session: Session,
+    /// Units of work and their deadlines.
+    pub job: Job,
+    /// The machines behind, and when they are trusted.
+    pub node: Node,
+    /// What is kept on disk.
+    pub store: Store,
+    /// The log on standard error.
+    pub log: Log,
+    /// Named shares of the nodes; none means one pool for every pair and tenant.
+    pub pools: Vec<Pool>,
+}
+
+/// What every environment variable of a setting begins with.
+pub const VARIABLE_PREFIX: &str = "UTTERD_";
+
+/// Variables with our prefix that belong to the command line and are no settings.
+pub const OTHER_VARIABLES: &[&str] = &["UTTERD_CONFIG"];
+
+impl Config {
+    /// Reads the file, if one is named, and lays the environment over it.
+    ///
+    /// A named file that cannot be read is a fault; there is no search for one. Only variables that
+    /// begin with [`VARIABLE_PREFIX`] are looked at. All faults come at once.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, Faults> {
+        match file.map(|path| (path, std::fs::read_to_string(path))) {
+            None => Self::parse("", env),
+            Some((_, Ok(text))) => Self::parse(&text, env),
+            Some((path, Err(error))) => Err(Faults(vec![Fault {
+                key: path.display().to_string(),
+                wrong: format!("cannot be read: {error}"),
+                given: None,
+                allowed: None,
+                place: Place::Nowhere,
+            }])),
+        }
+    }
+
+    /// As [`Config::load`], with the text of the file at hand.
+    pub fn parse(
+        text: &str,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, Faults> {
+        check::read(text, env)
+    }
+
+    /// Judges a configuration that was built or changed in code, by the same rules as a written
+    /// one.
+    pub fn check(&self) -> Result<(), Faults> {
+        check::judge(self)
+    }
+
+    /// Every section but the pools. Taking `Config` apart makes a forgotten section a compile
+    /// error.
+    fn sections(&mut self) -> [&mut dyn Section; 8] {
+        let Config { server, transport, segmenter, session, job, node, store, log, pools: _ } =
+            self;
+        [server, transport, segmenter, session, job, node, store, log]
+    }
+}
+
+/// The process's own variables that begin with [`VARIABLE_PREFIX`]; bytes that are no text are
+/// replaced.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .map(|(name, value)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        })
+        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX))
+}
+
+impl Server {
+    /// Whether only this machine can reach the address. A name other than `localhost` counts as
+    /// reachable.
+    pub fn listens_on_loopback(&self) -> bool {
+        match self.listen.parse::<SocketAddr>() {
+            Ok(address) => address.ip().to_canonical().is_loopback(),
+            Err(_) => self
+                .listen
+                .rsplit_once(':')
+                .is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+        }
+    }
+}
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+const DAY_MS: u64 = 24 * HOUR_MS;
+const KIB: u64 = 1_024;
+const MIB: u64 = 1_024 * KIB;
+const GIB: u64 = 1_024 * MIB;
+
+const fn from_to(low: u64, high: u64) -> Allowed {
+    Allowed::Whole(low, high)
+}
+
+const PERCENT: Allowed = Allowed::Real(0.0, 100.0);
+const HOST_PORT: Allowed =
+    Text("HOST:PORT, such as 127.0.0.1:5010, [::1]:5010 or localhost:0", check::is_host_port);
+const NOT_EMPTY: Allowed = Text("a path that is not empty", |text| !text.is_empty());
+const LOG_FILTER: Allowed = Text(
+    "levels off, error, warn, info, debug, trace, or TARGET=LEVEL, split by commas",
+    check::is_log_filter,
+);
+const POOL_NAME: Allowed = Text("1 to 64 of A-Z a-z 0-9 _ . -", check::is_pool_name);
+const PAIRS: Allowed = List("one or more of \"zh:en\", \"*:en\", \"zh:*\", \"*:*\"", 1, |_| true);
+const NAMES: Allowed = List("names that are not empty", 0, |name| !name.trim().is_empty());
+
+section! {
+    /// Where the service is reached, where it keeps its data, and how it goes.
+    Server in "server" {
+        /// Address to listen on. Port 0 lets the system choose one.
+        listen: String = "127.0.0.1:5010".to_owned(), "none", HOST_PORT;
+        /// Directory for everything kept on disk; made when missing.
+        data: PathBuf = PathBuf::from("utterd-data"), "none", NOT_EMPTY;
+        /// How long work in flight may still finish after a request to stop; 0 stops at once.
+        drain_ms: u64 = 10_000, "ms", from_to(0, HOUR_MS);
+        /// Allows an address that other machines can reach; otherwise only loopback is taken. To be
+        /// set where credentials, or something in front, guard the service.
+        allow_remote: bool = false, "none", Any;
+    }
+}
+
+section! {
+    /// How many connections there may be and how much one of them may hold; beyond a bound the
+    /// connection is closed or refused, never the process endangered.
+    Transport in "transport" {
+        /// Open connections of all kinds; further ones are refused.
+        connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
+        /// Time a new connection has for its HTTP request head.
+        header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS);
+        /// Time a new WebSocket has for the message that says who it is.
+        first_message_timeout_ms: u64 = 10_000, "ms", from_to(1, 10 * MINUTE_MS);
+        /// Largest message a session may send.
+        session_message_bytes_max: usize = 1_048_576, "bytes", from_to(4 * KIB, 64 * MIB);
+        /// Largest message a node may send.
+        node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB);
+        /// Frames waiting to be written to one session.
+        session_outbox_frames_max: usize = 512, "frames", from_to(1, 1_000_000);
+        /// Bytes waiting to be written to one session.
+        session_outbox_bytes_max: usize = 4_194_304, "bytes", from_to(4 * KIB, GIB);
+        /// Frames waiting to be written to one node.
+        node_outbox_frames_max: usize = 4_096, "frames", from_to(1, 1_000_000);
+        /// Bytes waiting to be written to one node.
+        node_outbox_bytes_max: usize = 67_108_864, "bytes", from_to(4 * KIB, 4 * GIB);
+        /// Read buffer of one session's connection; times connections, this is memory at rest.
+        session_read_buffer_bytes: usize = 8_192, "bytes", from_to(KIB, 16 * MIB);
+        /// Read buffer of one node's connection.
+        node_read_buffer_bytes: usize = 65_536, "bytes", from_to(KIB, 16 * MIB);
+        /// Time between pings to a peer.
+        ping_interval_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
+        /// Time a peer has to answer a ping before its connection is given up.
+        pong_timeout_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
+        /// Time a write may stand still before the connection is given up.
+        write_progress_timeout_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
+    }
+}
+
+section! {
+    /// Where a stream of speech is cut into utterances.
+    Segmenter in "segmenter" {
+        /// Silence or absence of audio after which an utterance ends; 0 never ends one for a pause.
+        pause_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// Length of audio at which an utterance is cut though speech goes on; 0 never cuts for
+        /// length.
+        max_duration_ms: u64 = 10_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// Bytes of audio, as received, at which an utterance is cut.
+        max_bytes: usize = 512_000, "bytes", from_to(KIB, 64 * MIB);
+        /// How long audio is still collected after the speaker ended the utterance by hand.
+        hangover_manual_ms: u64 = 200, "ms", from_to(0, 10_000);
+        /// Silence a node is asked to append to an utterance ended by hand.
+        padding_manual_ms: u32 = 280, "ms", from_to(0, 10_000);
+        /// Silence a node is asked to append to an utterance cut for a pause or for length.
+        padding_auto_ms: u32 = 220, "ms", from_to(0, 10_000);
+        /// Opus packets of at most this many bytes count as silence; 0 takes every packet for
+        /// speech.
+        opus_silence_packet_bytes: usize = 8, "bytes", from_to(0, 1_275);
+        /// PCM whose root mean square lies below this counts as silence; 0 takes everything for
+        /// speech.
+        pcm_silence_rms: f32 = 0.008, "of full scale", Allowed::Real(0.0, 1.0);
+        /// Silence kept before the first speech of an utterance; what is older is dropped.
+        leading_silence_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// How long a client that said it plays a result suspends the pause, should it never say it
+        /// ended.
+        playing_timeout_ms: u64 = 60_000, "ms", from_to(0, HOUR_MS);
+    }
+}
+
+section! {
+    /// Speakers, the order in which their results leave, and how these are handed over.
+    Session in "session" {
+        /// Open sessions; further ones are refused.
+        sessions_max: usize = 20_000, "sessions", from_to(1, 1_000_000);
+        /// Open jobs of one session; bounds the results held back for order as well.
+        jobs_max: usize = 64, "jobs", from_to(1, 10_000);
+        /// How long a finished result waits for an earlier one that is still missing.
+        result_gap_wait_ms: u64 = 5_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// How long an utterance that arrived out of order waits for an earlier one.
+        utterance_gap_wait_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// How long a session being closed waits for its open jobs.
+        close_wait_ms: u64 = 10_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// Longest rest between utterances of one group, which a node sees as each other's context;
+        /// 0 groups none.
+        group_window_ms: u64 = 2_000, "ms", from_to(0, HOUR_MS);
+        /// Utterances remembered in a group.
+        group_parts_max: usize = 8, "utterances", from_to(1, 1_000);
+        /// Text of a group handed on as context.
+        group_context_bytes_max: usize = 800, "bytes", from_to(0, 64 * KIB);
+        /// Whether a result leaves after it is on disk, or at once.
+        delivery: Delivery = Delivery::Durable, "none", OneOf(Delivery::WORDS);
+    }
+}
+
+choices! {
+    /// When a result may leave for its listeners.
+    Delivery {
+        /// Once it is on disk: a crash repeats results and loses none.
+        Durable = "durable",
+        /// At once; it is written down behind. A crash may lose the last ones.
+        Fast = "fast",
+    }
+}
+
+section! {
+    /// Units of work: how long they may take, how often they are tried, how many there may be.
+    Job in "job" {
+        /// How long a job may wait for a node that can take it. A pool may set its own.
+        pending_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
+        /// Time a node has for a job, before its length is counted. A pool may set its own.
+        lease_base_ms: u64 = 30_000, "ms", from_to(1, HOUR_MS);
+        /// Time added to the lease for each second of audio.
+        lease_per_audio_second_ms: u64 = 500, "ms", from_to(0, HOUR_MS);
+        /// Shortest lease, whatever the sum.
+        lease_min_ms: u64 = 15_000, "ms", from_to(1, HOUR_MS);
+        /// Longest lease, whatever the sum.
+        lease_max_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
+        /// Times a job is given to a node before it fails. A pool may set its own.
+        attempts_max: u32 = 3, "attempts", from_to(1, 100);
+        /// Losses of its node after which a job fails, so that one that kills nodes does not kill
+        /// them all.
+        node_deaths_max: u32 = 2, "attempts", from_to(1, 100);
+        /// How long the job after a cut for length stays reserved for the node of its turn.
+        turn_merge_grace_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// Jobs waiting for a node; further ones are refused.
+        queue_max: usize = 20_000, "jobs", from_to(1, 10_000_000);
+        /// Jobs that are not settled, waiting ones among them; further ones are refused.
+        live_max: usize = 100_000, "jobs", from_to(1, 10_000_000);
+        /// Settled jobs kept in memory for questions about them.
+        history_max: usize = 10_000, "jobs", from_to(0, 10_000_000);
+        /// How long a repeated submission finds the first one.
+        idempotency_ms: u64 = 300_000, "ms", from_to(0, 7 * DAY_MS);
+    }
+}
+
+section! {
+    /// The machines that do the work: what they may hold and when they are trusted.
+    Node in "node" {
+        /// Jobs at once on a node that names no number.
+        slots_default: u32 = 4, "jobs", from_to(1, 65_536);
+        /// Jobs at once on any node, whatever number it names.
+        slots_max: u32 = 1_024, "jobs", from_to(1, 65_536);
+        /// Registered nodes; further ones are refused.
+        nodes_max: usize = 5_000, "nodes", from_to(1, 100_000);
+        /// Silence after which a node counts as lost.
+        heartbeat_timeout_ms: u64 = 45_000, "ms", from_to(1, HOUR_MS);
+        /// How long a new node may take to be ready.
+        warmup_timeout_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
+        /// A report above this processor load takes the node out until its next report; 100 never
+        /// does.
+        cpu_threshold_percent: f32 = 100.0, "percent", PERCENT;
+        /// A report above this load of a graphics processor takes the node out until its next
+        /// report.
+        gpu_threshold_percent: f32 = 95.0, "percent", PERCENT;
+        /// A report above this use of memory takes the node out until its next report.
+        memory_threshold_percent: f32 = 95.0, "percent", PERCENT;
+        /// Latest outcomes of a node that are looked at.
+        failure_window: u32 = 5, "jobs", from_to(1, 32);
+        /// Failures in the window that put a node into quarantine.
+        failure_count: u32 = 3, "jobs", from_to(1, 32);
+        /// Failures in a row that put a node into quarantine.
+        failure_consecutive: u32 = 3, "jobs", from_to(1, 32);
+        /// First quarantine; each further one is longer.
+        quarantine_ms: u64 = 30_000, "ms", from_to(1, DAY_MS);
+        /// Longest quarantine.
+        quarantine_max_ms: u64 = 600_000, "ms", from_to(1, DAY_MS);
+        /// How long a model a node reported missing is not asked of it again.
+        model_unavailable_ms: u64 = 60_000, "ms", from_to(0, DAY_MS);
+        /// Refuses nodes that report no graphics processor.
+        require_gpu: bool = false, "none", Any;
+        /// Refuses nodes whose capability schema version is not exactly this; empty takes any.
+        require_schema: String = String::new(), "none", Any;
+    }
+}
+
+section! {
+    /// What is kept on disk, and for how long.
+    Store in "store" {
+        /// Whether work survives a restart. Off, nothing is written and every delivery is a fast
+        /// one.
+        enabled: bool = true, "none", Any;
+        /// Memory for pages of the database.
+        cache_bytes: usize = 67_108_864, "bytes", from_to(MIB, 64 * GIB);
+        /// Whether the audio of unsettled jobs is kept, so that they can be done again after a
+        /// restart.
+        keep_audio: bool = true, "none", Any;
+        /// How long the rows of settled jobs are kept.
+        terminal_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
+        /// Rows of settled jobs; the oldest go first.
+        terminal_rows_max: u64 = 100_000, "rows", from_to(0, 100_000_000);
+        /// How long a result no listener has acknowledged is kept.
+        outbox_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
+    }
+}
+
+section! {
+    /// The log on standard error.
+    Log in "log" {
+        /// Lines for people, or one JSON object a line.
+        format: LogFormat = LogFormat::Pretty, "none", OneOf(LogFormat::WORDS);
+        /// What is logged: a level, or levels by target such as `info,utterd::store=debug`.
+        level: String = "info".to_owned(), "none", LOG_FILTER;
+    }
+}
+
+choices! {
+    /// How a line of the log looks.
+    LogFormat {
+        /// Time, level, target, message, fields; coloured on a terminal.
+        Pretty = "pretty",
+        /// One JSON object.
+        Json = "json",
+    }
+}
+
+section! {
+    /// A named share of the work: some pairs, for some tenants, with deadlines of its own. One
+    /// `[[pools]]` table each; pools are set in the file or by the admin API, not by variables.
+    Pool in "pools" with #[derive(serde::Deserialize)] #[serde(default, deny_unknown_fields)] {
+        /// What the pool is called; no two alike.
+        name: String = String::new(), "none", POOL_NAME;
+        /// Pairs served; `*` leaves a side open.
+        pairs: Vec<PairPattern> = Vec::new(), "none", PAIRS;
+        /// Services a node must offer to work for the pool.
+        required_services: Vec<String> = Vec::new(), "none", NAMES;
+        /// Tenants served; empty serves everyone.
+        tenants: Vec<String> = Vec::new(), "none", NAMES;
+        /// Share of the nodes against other pools that want the same ones.
+        weight: u32 = 1, "none", from_to(1, 1_000);
+        /// As `job.pending_ms`, for this pool; unset follows it.
+        pending_ms: Option<u64> = None, "ms", from_to(1, HOUR_MS);
+        /// As `job.lease_base_ms`, for this pool; unset follows it.
+        lease_base_ms: Option<u64> = None, "ms", from_to(1, HOUR_MS);
+        /// As `job.attempts_max`, for this pool; unset follows it.
+        attempts_max: Option<u32> = None, "attempts", from_to(1, 100);
+    }
+}

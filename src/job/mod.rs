@@ -1,0 +1,348 @@
+//! Each unit of work from submit to settled: idempotency, state, placement, deadlines, failover.
+//!
+//! It refuses to know sockets and sessions. Every call takes the time and a list to put effects
+//! in; nothing here waits, reads a clock or takes a lock. Effects come from transitions that this
+//! call won, so each is performed once.
+
+mod deadline;
+mod explain;
+mod place;
+mod queue;
+mod settle;
+mod state;
+mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use arc_swap::ArcSwapOption;
+use crossbeam::queue::ArrayQueue;
+use foldhash::fast::RandomState;
+use papaya::HashMap;
+
+use crate::config;
+use crate::node::pool::Pools;
+use crate::node::{NodeIndex, Registry};
+use crate::protocol::job::{Audio, JobSpec};
+use crate::protocol::node::JobResult;
+use crate::protocol::{ErrorCode, JobId, SessionId};
+use crate::telemetry::{Metrics, Now, Stage};
+use crate::tenant::{Admission, Denied};
+
+pub use deadline::Wheel;
+pub use queue::WaitQueue;
+pub use settle::Answered;
+pub use state::{Event, Outcome, Phase, State, transition};
+pub use table::{Ended, Job, Placement, Speaker, Turn};
+
+/// What the shell has to do about a decision.
+#[derive(Debug)]
+pub enum Effect {
+    /// Put the new job on disk.
+    Accept(Arc<Job>),
+    /// Send the assignment of this attempt to the node.
+    Assign {
+        /// The job.
+        job: Arc<Job>,
+        /// The node.
+        node: NodeIndex,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// Tell the node to stop.
+    CancelOn {
+        /// The job.
+        job: Arc<Job>,
+        /// The node.
+        node: NodeIndex,
+        /// Why, on the wire.
+        reason: &'static str,
+    },
+    /// Wake the scheduler at this moment with this deadline.
+    Arm(u64, Deadline),
+    /// Tell the session how its job is coming along.
+    Progress(Arc<Job>, Progress),
+    /// The job is settled: tell the session, put it on disk.
+    Settled {
+        /// The job; its `ended` tells how.
+        job: Arc<Job>,
+        /// What the node answered, if that settled it.
+        result: Option<Box<JobResult>>,
+    },
+    /// Let waiting jobs have another try.
+    WakeQueue,
+    /// The node's place in the pools may have changed.
+    NodeChanged(NodeIndex),
+}
+
+/// News of a job on its way.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// The assignment was flushed to a node.
+    Dispatched,
+    /// The node acknowledged it.
+    Accepted,
+    /// A transcript so far.
+    Partial {
+        /// The transcript.
+        text: String,
+        /// Whether it will not change.
+        is_final: bool,
+    },
+}
+
+/// A moment at which a job must have moved on.
+#[derive(Debug, Clone)]
+pub enum Deadline {
+    /// It must have found a node.
+    Pending(Arc<Job>),
+    /// This attempt must have been answered.
+    Lease(Arc<Job>, u32),
+    /// The turn is over; what the node kept of this slice is in the last answer.
+    Merge(Arc<Job>),
+    /// The memory of this idempotency key is over.
+    Forget(u128),
+}
+
+/// Effects in the order they were caused.
+pub type Effects = Vec<Effect>;
+
+/// An utterance to be done.
+#[derive(Debug)]
+pub struct Submission {
+    /// What is asked.
+    pub spec: JobSpec,
+    /// The speech.
+    pub audio: Audio,
+    /// When its first audio was read, monotonic microseconds.
+    pub received_us: u64,
+    /// When it was cut, monotonic microseconds.
+    pub cut_us: u64,
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone)]
+pub enum Submitted {
+    /// A job was made.
+    New(Arc<Job>),
+    /// The same utterance was submitted before; this is its job.
+    Repeated(JobId),
+}
+
+/// All jobs, and every rule about them.
+pub struct Scheduler {
+    config: config::Job,
+    jobs: HashMap<JobId, Arc<Job>, RandomState>,
+    keys: HashMap<u128, JobId, RandomState>,
+    nodes: Arc<Registry>,
+    pools: Arc<Pools>,
+    metrics: Arc<Metrics>,
+    admission: Admission,
+    /// Jobs that wait for a slot, here or in the `WaitQueue`.
+    waiting: AtomicUsize,
+    /// Jobs on their way to the `WaitQueue`.
+    parked: ArrayQueue<Arc<Job>>,
+    /// Ended jobs that can still be explained, oldest first.
+    history: ArrayQueue<JobId>,
+    boot_epoch: u32,
+}
+
+impl Scheduler {
+    /// With no jobs. `boot_epoch` fences attempts of earlier lives of the server.
+    pub fn new(
+        config: config::Job,
+        jobs_per_session_max: usize,
+        boot_epoch: u32,
+        nodes: Arc<Registry>,
+        pools: Arc<Pools>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        // Pre-sized for what is usual, not for the limit: growing is amortised by the map.
+        let expected = config.history_max + 4_096;
+        Self {
+            jobs: HashMap::with_capacity_and_hasher(expected, RandomState::default()),
+            keys: HashMap::with_capacity_and_hasher(expected, RandomState::default()),
+            nodes,
+            pools,
+            metrics,
+            admission: Admission::new(config.live_max, jobs_per_session_max),
+            waiting: AtomicUsize::new(0),
+            parked: ArrayQueue::new(config.live_max),
+            history: ArrayQueue::new(config.history_max.max(1)),
+            boot_epoch: boot_epoch & 0x00FF_FFFF,
+            config,
+        }
+    }
+
+    /// Takes an utterance. The same utterance again finds the job that exists.
+    pub fn submit(
+        &self,
+        speaker: &Arc<Speaker>,
+        submission: Submission,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<Submitted, Denied> {
+        let key = table::idempotency_key(&submission.spec);
+        let id = JobId(random_uuid());
+        if let Some(existing) = self.keys.pin().get(&key) {
+            self.metrics.jobs_repeated.inc();
+            return Ok(Submitted::Repeated(*existing));
+        }
+        if self.waiting.load(SeqCst) >= self.config.queue_max {
+            return Err(Denied::QueueFull);
+        }
+        self.admission.admit(&speaker.open)?;
+        if let Err(taken) = self.keys.pin().try_insert(key, id) {
+            self.admission.release(&speaker.open);
+            return Ok(Submitted::Repeated(*taken.current));
+        }
+        let job = Arc::new(self.make(id, key, speaker, submission));
+        job.stamps.mark(Stage::Queued, now.us);
+        self.jobs.pin().insert(id, Arc::clone(&job));
+        self.metrics.jobs_submitted.inc();
+        self.metrics.jobs_live.inc();
+        effects.push(Effect::Accept(Arc::clone(&job)));
+        self.enqueue(&job, now, effects);
+        Ok(Submitted::New(job))
+    }
+
+    /// Takes back a job that was accepted in an earlier life of the server.
+    pub fn restore(
+        &self,
+        id: JobId,
+        speaker: &Arc<Speaker>,
+        submission: Submission,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let key = table::idempotency_key(&submission.spec);
+        self.admission.readmit(&speaker.open);
+        let job = Arc::new(self.make(id, key, speaker, submission));
+        job.stamps.mark(Stage::Queued, now.us);
+        self.keys.pin().insert(key, id);
+        self.jobs.pin().insert(id, Arc::clone(&job));
+        self.metrics.jobs_live.inc();
+        self.enqueue(&job, now, effects);
+    }
+
+    fn make(&self, id: JobId, key: u128, speaker: &Arc<Speaker>, submission: Submission) -> Job {
+        let Submission { spec, audio, received_us, cut_us } = submission;
+        let pairs = table::required_pairs(&spec);
+        let own = |pick: fn(&config::Pool) -> Option<u64>| {
+            let tenant = spec.tenant.as_deref();
+            self.pools.with(|s| s.limits_for(pairs[0], tenant).and_then(pick))
+        };
+        let base_ms = own(|p| p.lease_base_ms).unwrap_or(self.config.lease_base_ms);
+        let for_audio = self.config.lease_per_audio_second_ms * u64::from(spec.audio_ms) / 1_000;
+        let turn = speaker.turn_of(spec.turn, id);
+        if spec.cut.closes_turn() {
+            turn.close();
+        }
+        let job = Job {
+            id,
+            key,
+            lease_ms: (base_ms + for_audio)
+                .clamp(self.config.lease_min_ms, self.config.lease_max_ms),
+            pending_ms: own(|p| p.pending_ms).unwrap_or(self.config.pending_ms),
+            attempts_max: own(|p| p.attempts_max.map(u64::from))
+                .map_or(self.config.attempts_max, |n| n as u32)
+                .min(table::EXCLUDED_MAX as u32),
+            audio: ArcSwapOption::from_pointee(audio),
+            speaker: Arc::clone(speaker),
+            turn,
+            pairs,
+            ..Job::new(id, spec, State::queued(self.boot_epoch))
+        };
+        job.stamps.mark(Stage::Received, received_us);
+        job.stamps.mark(Stage::Cut, cut_us);
+        job
+    }
+
+    /// A job just queued: arms its patience and looks for a node.
+    fn enqueue(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) {
+        let until = now.after_ms(job.pending_ms);
+        job.pending_until.store(until, SeqCst);
+        effects.push(Effect::Arm(until, Deadline::Pending(Arc::clone(job))));
+        self.place_or_park(job, now, effects);
+    }
+
+    /// A deadline came. What has moved on since it was armed is left alone.
+    pub fn due(&self, deadline: Deadline, now: Now, effects: &mut Effects) {
+        match deadline {
+            Deadline::Pending(job) => self.waited_too_long(&job, now, effects),
+            Deadline::Lease(job, attempt) => self.lease_over(&job, attempt, now, effects),
+            Deadline::Merge(job) => {
+                self.end(&job, Event::Merge, Verdict::plain(), None, now, effects);
+            }
+            Deadline::Forget(key) => {
+                self.keys.pin().remove(&key);
+            }
+        }
+    }
+
+    /// Remembers for `left_ms` that an earlier life of the server made `job` for `key`.
+    pub fn remember(
+        &self,
+        key: u128,
+        job: JobId,
+        left_ms: u64,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        if self.keys.pin().try_insert(key, job).is_ok() {
+            effects.push(Effect::Arm(now.after_ms(left_ms), Deadline::Forget(key)));
+        }
+    }
+
+    /// The job of that id, live or lately ended.
+    pub fn job(&self, id: JobId) -> Option<Arc<Job>> {
+        self.jobs.pin().get(&id).map(Arc::clone)
+    }
+
+    /// Visits every job that is live or lately ended. Not for the path of an utterance.
+    pub fn for_each(&self, mut visit: impl FnMut(&Arc<Job>)) {
+        self.jobs.pin().values().for_each(&mut visit);
+    }
+
+    /// Unfinished jobs.
+    pub fn live(&self) -> usize {
+        self.admission.live()
+    }
+
+    /// Jobs that wait for a slot.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
+    }
+
+    /// A session's account with the scheduler, to be kept for as long as it may submit.
+    pub fn speaker(&self, session: SessionId) -> Arc<Speaker> {
+        Arc::new(Speaker::new(session))
+    }
+
+    fn stale(&self, event: &str) {
+        self.metrics.stale.with_label_values(&[event]).inc();
+    }
+}
+
+/// What to say about an outcome.
+#[derive(Debug, Clone, Default)]
+struct Verdict {
+    code: Option<ErrorCode>,
+    /// The node's own code where it is none of ours.
+    foreign_code: Option<String>,
+    message: String,
+}
+
+impl Verdict {
+    fn plain() -> Self {
+        Self::default()
+    }
+
+    fn of(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code: Some(code), foreign_code: None, message: message.into() }
+    }
+}
+
+fn random_uuid() -> u128 {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128()
+}

@@ -1,0 +1,462 @@
+//! From a node to an outcome: results, lost nodes, leases, cancellation, and who tries next.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use super::state::{Event, Outcome, State};
+use super::table::{Ended, Job};
+use super::{Deadline, Effect, Effects, Progress, Scheduler, Verdict};
+use crate::node::NodeIndex;
+use crate::protocol::ErrorCode;
+use crate::protocol::limits::{TEXT_BYTES_MAX, clip};
+use crate::protocol::node::{AsrPartial, JobMark, JobResult, NodeFault, ServiceType};
+use crate::telemetry::{Now, Stage};
+
+/// What a result did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// It ended its job.
+    Settled,
+    /// The node said that it cannot; the job goes on elsewhere, or ended for want of another.
+    Refused,
+    /// It came too late, twice, or from another node than the one that has the job.
+    Stale,
+    /// No such job is known.
+    Unknown,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Cause {
+    None,
+    NotSent,
+    NodeLost,
+    LeaseOver,
+    ModelMissing,
+    Refused,
+}
+
+impl Cause {
+    fn of_number(number: u32) -> Self {
+        let all = [
+            Cause::None,
+            Cause::NotSent,
+            Cause::NodeLost,
+            Cause::LeaseOver,
+            Cause::ModelMissing,
+            Cause::Refused,
+        ];
+        all[number as usize]
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Cause::None => "none",
+            Cause::NotSent => "not_sent",
+            Cause::NodeLost => "node_lost",
+            Cause::LeaseOver => "lease_over",
+            Cause::ModelMissing => "model_missing",
+            Cause::Refused => "refused",
+        }
+    }
+
+    /// The code of a job for which this was the last word.
+    fn code(self) -> ErrorCode {
+        match self {
+            Cause::None => ErrorCode::NoAvailableNode,
+            Cause::NotSent | Cause::NodeLost => ErrorCode::NodeUnavailable,
+            Cause::LeaseOver => ErrorCode::JobTimeout,
+            Cause::ModelMissing => ErrorCode::ModelNotAvailable,
+            Cause::Refused => ErrorCode::ProcessingError,
+        }
+    }
+}
+
+impl Scheduler {
+    /// The assignment was flushed to the node's socket: the lease begins.
+    pub fn written(&self, job: &Arc<Job>, attempt: u32, now: Now, effects: &mut Effects) {
+        let Some((_, after)) = job.word.on(Event::Written(attempt)) else {
+            return self.stale("written");
+        };
+        job.stamps.mark(Stage::Written, now.us);
+        if after.attempts() == 1 {
+            self.observe(&self.metrics.dispatch_seconds, job, Stage::Cut, Stage::Written);
+        }
+        job.tries.fetch_add(1, SeqCst);
+        let until = now.after_ms(job.lease_ms);
+        job.lease_until.store(until, SeqCst);
+        effects.push(Effect::Arm(until, Deadline::Lease(Arc::clone(job), attempt)));
+        effects.push(Effect::Progress(Arc::clone(job), Progress::Dispatched));
+    }
+
+    /// The assignment could not be put into the node's outbox: the node never saw it. `gone` if its
+    /// connection has ended, else it is behind.
+    pub fn not_sent(
+        &self,
+        job: &Arc<Job>,
+        attempt: u32,
+        gone: bool,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let Some((before, _)) = job.word.on(Event::Requeue(attempt)) else {
+            return self.stale("not_sent");
+        };
+        self.leave_turn(job, before.node);
+        self.metrics.attempts.with_label_values(&[Cause::NotSent.as_str()]).inc();
+        if gone {
+            job.exclude(before.node);
+        }
+        if before.attempts() >= 0xFF {
+            let verdict = Verdict::of(ErrorCode::NodeUnavailable, "no node took the assignment");
+            self.end(job, Event::GiveUp(Outcome::Failed), verdict, None, now, effects);
+            return;
+        }
+        // By way of the queue, never straight back: the outbox that was full still is.
+        self.waiting.fetch_add(1, SeqCst);
+        let parked = self.parked.push(Arc::clone(job));
+        assert!(parked.is_ok(), "more jobs wait than are admitted");
+    }
+
+    /// The node says that it has the job, or works on it.
+    pub fn started(&self, node: NodeIndex, mark: &JobMark, now: Now, effects: &mut Effects) {
+        let Some((job, state)) = self.in_flight_on(mark.job_id, node) else {
+            return self.stale("started");
+        };
+        if job.word.on(Event::Started(mark.attempt_id.unwrap_or(state.attempt))).is_some() {
+            job.stamps.mark(Stage::Acked, now.us);
+            effects.push(Effect::Progress(job, Progress::Accepted));
+        }
+    }
+
+    /// A transcript on the way: a sign of life, and news for the speaker.
+    pub fn partial(&self, node: NodeIndex, partial: AsrPartial, now: Now, effects: &mut Effects) {
+        let Some((job, _)) = self.in_flight_on(partial.job_id, node) else {
+            return self.stale("partial");
+        };
+        // Signs of life prolong the lease, but not for ever.
+        let utmost = job.stamps.at(Stage::Written) + 2_000 * self.config.lease_max_ms;
+        job.lease_until.fetch_max(now.after_ms(job.lease_ms).min(utmost), SeqCst);
+        let AsrPartial { text, is_final, .. } = partial;
+        effects.push(Effect::Progress(job, Progress::Partial { text, is_final }));
+    }
+
+    fn in_flight_on(
+        &self,
+        id: crate::protocol::JobId,
+        node: NodeIndex,
+    ) -> Option<(Arc<Job>, State)> {
+        let job = self.job(id)?;
+        let state = job.state();
+        (state.in_flight() && state.node == node).then_some((job, state))
+    }
+
+    /// A node's answer. Of several for one job the first from its current attempt counts.
+    pub fn answer(
+        &self,
+        node: NodeIndex,
+        result: Box<JobResult>,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Answered {
+        let Some(job) = self.job(result.job_id) else {
+            self.stale("result_unknown");
+            return Answered::Unknown;
+        };
+        let state = job.state();
+        // The empty close of an earlier slice carries the attempt of the job that took its audio.
+        let merged = result.success && result.reason() == Some("NO_TEXT_ASSIGNED");
+        let current = merged || result.attempt_id.is_none_or(|a| a == state.attempt);
+        if !state.in_flight() || state.node != node || !current {
+            self.stale(if state.outcome().is_some() { "result_late" } else { "result_foreign" });
+            return Answered::Stale;
+        }
+        if !result.success {
+            return self.answered_no(&job, state, &result, now, effects);
+        }
+        let outcome = match () {
+            () if merged => Outcome::Merged,
+            () if result.is_empty() => Outcome::Empty,
+            () => Outcome::Succeeded,
+        };
+        let event = Event::Answer(state.attempt, outcome);
+        if !self.end(&job, event, Verdict::plain(), Some(result), now, effects) {
+            self.stale("result_late");
+            return Answered::Stale;
+        }
+        self.node_did(node, false, now, effects);
+        Answered::Settled
+    }
+
+    fn answered_no(
+        &self,
+        job: &Arc<Job>,
+        state: State,
+        result: &JobResult,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Answered {
+        let fault = result.error.clone().unwrap_or_default();
+        if fault.code == ErrorCode::ModelNotAvailable.as_str() {
+            self.mark_missing(state.node, &fault, now);
+            self.fail_over(vec![(Arc::clone(job), state)], Cause::ModelMissing, now, effects);
+            return Answered::Refused;
+        }
+        if cannot_take_it(&fault) {
+            self.fail_over(vec![(Arc::clone(job), state)], Cause::Refused, now, effects);
+            return Answered::Refused;
+        }
+        let code = ErrorCode::parse(&fault.code);
+        let foreign_code =
+            (code.is_none() && !fault.code.is_empty()).then(|| clip(&fault.code, 64).to_owned());
+        let message = clip(&fault.message, TEXT_BYTES_MAX).to_owned();
+        let fallback = foreign_code.is_none().then_some(ErrorCode::ProcessingError);
+        let verdict = Verdict { code: code.or(fallback), foreign_code, message };
+        let event = Event::Answer(state.attempt, Outcome::Failed);
+        if !self.end(job, event, verdict, None, now, effects) {
+            self.stale("result_late");
+            return Answered::Stale;
+        }
+        self.node_did(state.node, true, now, effects);
+        Answered::Settled
+    }
+
+    fn mark_missing(&self, node: NodeIndex, fault: &NodeFault, now: Now) {
+        self.metrics.model_na_received.inc();
+        let Some(node) = self.nodes.by_index(node) else { return };
+        let detail = |key| fault.details.as_ref()?.get(key)?.as_str();
+        let service = detail("service_id").or_else(|| detail("model_id")).unwrap_or_default();
+        let capability = node.capability();
+        let by_list = capability.services.iter().find(|s| s.service_id == service);
+        let kind = by_list.and_then(|s| ServiceType::parse(&s.kind));
+        // A service the node never listed is recognised by the type in its name, if any.
+        let kind =
+            kind.or_else(|| ServiceType::ALL.into_iter().find(|t| service.contains(t.as_str())));
+        if let Some(kind) = kind {
+            node.mark_missing(kind, now, self.nodes.config().model_unavailable_ms);
+            self.metrics.model_na_marked.inc();
+        }
+    }
+
+    /// Feeds the node's health; a quarantine changes the pools.
+    fn node_did(&self, index: NodeIndex, failed: bool, now: Now, effects: &mut Effects) {
+        let Some(node) = self.nodes.by_index(index) else { return };
+        if node.finished(failed, now, self.nodes.config()) {
+            self.metrics.quarantines.with_label_values(&["failures"]).inc();
+            effects.push(Effect::NodeChanged(index));
+        }
+    }
+
+    /// The node is gone, with all it was given before that moment (monotonic microseconds).
+    pub fn node_lost(
+        &self,
+        node: NodeIndex,
+        placed_before_us: u64,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let mut had = Vec::new();
+        self.for_each(|job| {
+            let state = job.state();
+            let before = job.stamps.at(Stage::Placed) < placed_before_us;
+            if state.in_flight() && state.node == node && before {
+                had.push((Arc::clone(job), state));
+            }
+        });
+        had.sort_by_key(|(job, _)| (job.spec.session, job.spec.utterance_index));
+        self.fail_over(had, Cause::NodeLost, now, effects);
+    }
+
+    /// Moves attempts, and with each its whole turn, to other nodes, in order; or ends what has had
+    /// its tries.
+    fn fail_over(
+        &self,
+        jobs: Vec<(Arc<Job>, State)>,
+        cause: Cause,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let mut moving: Vec<(Arc<Job>, State)> = Vec::new();
+        for (job, state) in jobs {
+            for member in self.turn_in_flight(&job, state.node) {
+                if !moving.iter().any(|(known, _)| known.id == member.0.id) {
+                    moving.push(member);
+                }
+            }
+        }
+        // All leave before any is placed, so that the turn is free to bind elsewhere.
+        moving.retain(|(job, state)| {
+            let moved = job.word.on(Event::Requeue(state.attempt)).is_some();
+            if moved {
+                self.leave_turn(job, state.node);
+                job.exclude(state.node);
+                job.last_cause.store(cause as u32, SeqCst);
+                job.deaths.fetch_add(u32::from(cause == Cause::NodeLost), SeqCst);
+                self.metrics.attempts.with_label_values(&[cause.as_str()]).inc();
+                if cause == Cause::LeaseOver {
+                    let (job, node) = (Arc::clone(job), state.node);
+                    effects.push(Effect::CancelOn { job, node, reason: "job_timeout" });
+                }
+            }
+            moved
+        });
+        for (job, _) in &moving {
+            self.try_again(job, cause, now, effects);
+        }
+        effects.push(Effect::WakeQueue);
+    }
+
+    /// The unsettled jobs of the job's turn that are on `node`, in order.
+    fn turn_in_flight(&self, job: &Job, node: NodeIndex) -> Vec<(Arc<Job>, State)> {
+        let ids = job.turn.jobs.load();
+        ids.iter().filter_map(|id| self.in_flight_on(*id, node)).collect()
+    }
+
+    fn try_again(&self, job: &Arc<Job>, cause: Cause, now: Now, effects: &mut Effects) {
+        let poison = job.deaths.load(SeqCst) >= self.config.node_deaths_max;
+        let spent = job.tries.load(SeqCst) >= job.attempts_max;
+        // After a timeout or a refusal more waiting helps nobody unless there is someone else;
+        // after a loss another node may be on its way.
+        let hopeless = cause != Cause::NodeLost && !self.has_alternative(job, now);
+        if poison || spent || hopeless {
+            let code = if poison { ErrorCode::PoisonJob } else { cause.code() };
+            let message = match () {
+                () if poison => "the nodes that had the job were lost",
+                () if spent => "all attempts came to nothing",
+                () => "no other node can take the job",
+            };
+            let verdict = Verdict::of(code, message);
+            self.end(job, Event::GiveUp(Outcome::Failed), verdict, None, now, effects);
+            return;
+        }
+        self.enqueue(job, now, effects);
+    }
+
+    pub(super) fn waited_too_long(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) {
+        if job.pending_until.load(SeqCst) > now.us {
+            return;
+        }
+        let cause = Cause::of_number(job.last_cause.load(SeqCst));
+        let verdict = Verdict::of(cause.code(), "no node was free in time");
+        self.end(job, Event::Expire, verdict, None, now, effects);
+    }
+
+    pub(super) fn lease_over(&self, job: &Arc<Job>, attempt: u32, now: Now, effects: &mut Effects) {
+        let state = job.state();
+        if !state.in_flight() || state.attempt != attempt {
+            return;
+        }
+        let until = job.lease_until.load(SeqCst);
+        // A slice may stay unanswered for as long as its turn is not over.
+        let silent_slice = !job.spec.cut.closes_turn() && self.turn_is_open(job);
+        if until > now.us || silent_slice {
+            let at = if silent_slice { now.after_ms(job.lease_ms) } else { until };
+            effects.push(Effect::Arm(at, Deadline::Lease(Arc::clone(job), attempt)));
+            return;
+        }
+        self.fail_over(vec![(Arc::clone(job), state)], Cause::LeaseOver, now, effects);
+        self.node_did(state.node, true, now, effects);
+    }
+
+    /// Whether more of the turn is to come, or its last job is not settled yet.
+    fn turn_is_open(&self, job: &Job) -> bool {
+        let ids = job.turn.jobs.load();
+        let last = ids.last().and_then(|id| self.job(*id));
+        !job.turn.is_closed() || last.is_some_and(|last| last.state().outcome().is_none())
+    }
+
+    /// Ends a live job because nobody wants it any more; whether it was live.
+    pub fn cancel(&self, job: &Arc<Job>, why: &str, now: Now, effects: &mut Effects) -> bool {
+        let before = job.state();
+        let verdict = Verdict::of(ErrorCode::Cancelled, why);
+        if !self.end(job, Event::Cancel, verdict, None, now, effects) {
+            return false;
+        }
+        if before.in_flight() {
+            let (job, node) = (Arc::clone(job), before.node);
+            effects.push(Effect::CancelOn { job, node, reason: "cancelled" });
+        }
+        true
+    }
+
+    /// Ends the job if `event` still applies; whether it did. Everything that ends a job comes here.
+    pub(super) fn end(
+        &self,
+        job: &Arc<Job>,
+        event: Event,
+        verdict: Verdict,
+        result: Option<Box<JobResult>>,
+        now: Now,
+        effects: &mut Effects,
+    ) -> bool {
+        let Some((before, after)) = job.word.on(event) else { return false };
+        let Some(outcome) = after.outcome() else { return false };
+        job.stamps.mark(Stage::Settled, now.us);
+        self.observe(&self.metrics.node_seconds, job, Stage::Written, Stage::Settled);
+        if before.in_flight() {
+            self.leave_turn(job, before.node);
+        }
+        let node = self.nodes.by_index(before.node).map(|n| n.id.clone());
+        job.set_ended(Ended {
+            outcome,
+            code: verdict.code,
+            foreign_code: verdict.foreign_code.clone(),
+            message: verdict.message.clone(),
+            node,
+            attempts: before.attempts(),
+            unix_ms: now.unix_ms,
+        });
+        job.audio.store(None);
+        self.admission.release(&job.speaker.open);
+        self.metrics.jobs_live.dec();
+        self.metrics.jobs_settled.with_label_values(&[outcome.as_str()]).inc();
+        if let Some(oldest) = self.history.force_push(job.id) {
+            if let Some(old) = self.jobs.pin().remove(&oldest) {
+                self.keys.pin().remove(&old.key);
+            }
+        }
+        effects.push(Effect::Settled { job: Arc::clone(job), result });
+        if job.spec.cut.closes_turn() {
+            self.turn_ended(job, outcome, &verdict, now, effects);
+        }
+        if self.waiting.load(SeqCst) > 0 {
+            effects.push(Effect::WakeQueue);
+        }
+        true
+    }
+
+    /// The last job of a turn is settled: slices the node kept to itself follow, after a moment for
+    /// answers on their way; if the turn failed, they failed with it.
+    fn turn_ended(
+        &self,
+        last: &Arc<Job>,
+        outcome: Outcome,
+        verdict: &Verdict,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let ids = last.turn.jobs.load_full();
+        let slices = ids.iter().filter(|id| **id != last.id).filter_map(|id| self.job(*id));
+        for slice in slices.filter(|slice| slice.state().outcome().is_none()) {
+            match outcome {
+                Outcome::Succeeded | Outcome::Empty | Outcome::Merged => {
+                    let at = now.after_ms(self.config.turn_merge_grace_ms);
+                    effects.push(Effect::Arm(at, Deadline::Merge(slice)));
+                }
+                Outcome::Failed | Outcome::Expired | Outcome::Cancelled => {
+                    let event = Event::GiveUp(outcome);
+                    self.end(&slice, event, verdict.clone(), None, now, effects);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the failure says something about the node and not about the speech: another may do it.
+fn cannot_take_it(fault: &NodeFault) -> bool {
+    const CODES: [&str; 4] =
+        ["NODE_OVERLOADED", "MODEL_VERIFY_FAILED", "MODEL_CORRUPTED", "WS_DISCONNECTED"];
+    const TEXTS: [&str; 2] = ["DUPLICATE_JOB_ID", "DUPLICATE_UTTERANCE_INDEX"];
+    CODES.contains(&fault.code.as_str()) || TEXTS.iter().any(|t| fault.message.starts_with(t))
+}

@@ -1,0 +1,333 @@
+//! The life of a job, in one word.
+//!
+//! ```text
+//!   ∅ ─submit─▶ Queued ─place─▶ Assigned ─written─▶ Dispatched ─ack, start─▶ Running
+//!                 ▲  └expire─▶ Ended     │              │                       │
+//!                 └────── requeue ───────┴──────────────┴───────────────────────┤
+//!                                        answer, merge, fail, cancel ─▶ Ended ◀─┘
+//! ```
+//! Phase, node and attempt are one atomic word, so that whoever moves it has decided: between a
+//! result, a second result, a deadline and a cancellation exactly one wins.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use serde::Serialize;
+
+use crate::node::NodeIndex;
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Outcome {
+    /// A node answered with text or speech.
+    Succeeded,
+    /// A node answered that nothing was said.
+    Empty,
+    /// The node put its audio into the answer of a later job of the turn.
+    Merged,
+    /// It could not be done.
+    Failed,
+    /// No node was free in time.
+    Expired,
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+impl Outcome {
+    /// All outcomes, in the order of their numbers.
+    pub const ALL: [Outcome; 6] = [
+        Outcome::Succeeded,
+        Outcome::Empty,
+        Outcome::Merged,
+        Outcome::Failed,
+        Outcome::Expired,
+        Outcome::Cancelled,
+    ];
+
+    /// Name in explanations and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Empty => "empty",
+            Outcome::Merged => "merged",
+            Outcome::Failed => "failed",
+            Outcome::Expired => "expired",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// How far a job has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Waits for a node.
+    Queued,
+    /// A node was chosen and a slot taken; the assignment is on its way to the socket.
+    Assigned,
+    /// The assignment was flushed to the node's socket.
+    Dispatched,
+    /// The node said that it works on it.
+    Running,
+    /// Settled, for good.
+    Ended(Outcome),
+}
+
+impl Phase {
+    /// Name in explanations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Queued => "queued",
+            Phase::Assigned => "assigned",
+            Phase::Dispatched => "dispatched",
+            Phase::Running => "running",
+            Phase::Ended(outcome) => outcome.as_str(),
+        }
+    }
+
+    fn number(self) -> u64 {
+        match self {
+            Phase::Queued => 0,
+            Phase::Assigned => 1,
+            Phase::Dispatched => 2,
+            Phase::Running => 3,
+            Phase::Ended(outcome) => 4 + outcome as u64,
+        }
+    }
+
+    fn from_number(number: u64) -> Phase {
+        match number {
+            0 => Phase::Queued,
+            1 => Phase::Assigned,
+            2 => Phase::Dispatched,
+            3 => Phase::Running,
+            n => Phase::Ended(Outcome::ALL[(n - 4) as usize]),
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// How far it has come.
+    pub phase: Phase,
+    /// The node that has it, or had it last; index 0 is none.
+    pub node: NodeIndex,
+    /// Number of the latest attempt: the server's boot epoch above the lowest byte, a count from 1
+    /// in it; a count of 0 means that there was none in this boot.
+    pub attempt: u32,
+}
+
+impl State {
+    /// Queued, before the first attempt of this boot.
+    pub fn queued(boot_epoch: u32) -> Self {
+        Self { phase: Phase::Queued, node: NodeIndex(0), attempt: boot_epoch << 8 }
+    }
+
+    /// Attempts made in this boot.
+    pub fn attempts(self) -> u32 {
+        self.attempt & 0xFF
+    }
+
+    /// Whether a node has it.
+    pub fn in_flight(self) -> bool {
+        matches!(self.phase, Phase::Assigned | Phase::Dispatched | Phase::Running)
+    }
+
+    /// The outcome, once there is one.
+    pub fn outcome(self) -> Option<Outcome> {
+        match self.phase {
+            Phase::Ended(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        (self.phase.number() << 56) | (u64::from(self.node.0) << 32) | u64::from(self.attempt)
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self {
+            phase: Phase::from_number(word >> 56),
+            node: NodeIndex((word >> 32) as u32 & NodeIndex::MAX),
+            attempt: word as u32,
+        }
+    }
+}
+
+/// What happens to a job. Events of an attempt carry its number; of another attempt they are stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A slot on this node was taken for it.
+    Place(NodeIndex),
+    /// Its assignment was flushed to the node.
+    Written(u32),
+    /// The node has it or works on it.
+    Started(u32),
+    /// The attempt came to nothing.
+    Requeue(u32),
+    /// The node answered.
+    Answer(u32, Outcome),
+    /// Its audio went into a later job's answer.
+    Merge,
+    /// Nobody will do it any more: attempts spent, or its last node said no.
+    GiveUp(Outcome),
+    /// It waited too long.
+    Expire,
+    /// Nobody wants it any more.
+    Cancel,
+}
+
+/// The state after `event`, or none: the event came too late, or twice.
+pub fn transition(state: State, event: Event) -> Option<State> {
+    use Phase as P;
+    let ended = |outcome| Some(State { phase: P::Ended(outcome), ..state });
+    let current = |attempt| state.in_flight() && state.attempt == attempt;
+    match event {
+        Event::Place(node) if state.phase == P::Queued && state.attempts() < 0xFF => {
+            Some(State { phase: P::Assigned, node, attempt: state.attempt + 1 })
+        }
+        Event::Written(a) if current(a) && state.phase == P::Assigned => {
+            Some(State { phase: P::Dispatched, ..state })
+        }
+        Event::Started(a) if current(a) && state.phase != P::Running => {
+            Some(State { phase: P::Running, ..state })
+        }
+        Event::Requeue(a) if current(a) => Some(State { phase: P::Queued, ..state }),
+        Event::Answer(a, outcome) if current(a) => ended(outcome),
+        Event::Merge if state.in_flight() => ended(Outcome::Merged),
+        Event::GiveUp(outcome) if state.outcome().is_none() => ended(outcome),
+        Event::Expire if state.phase == P::Queued => ended(Outcome::Expired),
+        Event::Cancel if state.outcome().is_none() => ended(Outcome::Cancelled),
+        _ => None,
+    }
+}
+
+/// A job's state, shared.
+#[derive(Debug)]
+pub(super) struct Word(AtomicU64);
+
+impl Word {
+    /// Begins with `state`.
+    pub(super) fn new(state: State) -> Self {
+        Self(AtomicU64::new(state.pack()))
+    }
+
+    /// The state now.
+    pub(super) fn load(&self) -> State {
+        State::unpack(self.0.load(SeqCst))
+    }
+
+    /// Applies `event`: the states before and after, if this call is the one that moved the word.
+    pub(super) fn on(&self, event: Event) -> Option<(State, State)> {
+        let step = |word| transition(State::unpack(word), event).map(State::pack);
+        let before = State::unpack(self.0.fetch_update(SeqCst, SeqCst, step).ok()?);
+        transition(before, event).map(|after| (before, after))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeIndex = NodeIndex(7);
+
+    fn all_phases() -> impl Iterator<Item = Phase> {
+        let live = [Phase::Queued, Phase::Assigned, Phase::Dispatched, Phase::Running];
+        live.into_iter().chain(Outcome::ALL.map(Phase::Ended))
+    }
+
+    /// The table of docs/ARCHITECTURE.md, live states only: what each event leads to.
+    fn documented(phase: Phase, event: Event) -> Option<Phase> {
+        use Phase as P;
+        let in_flight = matches!(phase, P::Assigned | P::Dispatched | P::Running);
+        match event {
+            Event::Place(_) => (phase == P::Queued).then_some(P::Assigned),
+            Event::Written(_) => (phase == P::Assigned).then_some(P::Dispatched),
+            Event::Started(_) => matches!(phase, P::Assigned | P::Dispatched).then_some(P::Running),
+            Event::Requeue(_) => in_flight.then_some(P::Queued),
+            Event::Answer(_, outcome) => in_flight.then_some(P::Ended(outcome)),
+            Event::Merge => in_flight.then_some(P::Ended(Outcome::Merged)),
+            Event::GiveUp(outcome) => Some(P::Ended(outcome)),
+            Event::Expire => (phase == P::Queued).then_some(P::Ended(Outcome::Expired)),
+            Event::Cancel => Some(P::Ended(Outcome::Cancelled)),
+        }
+    }
+
+    fn events(attempt: u32) -> Vec<Event> {
+        vec![
+            Event::Place(NODE),
+            Event::Written(attempt),
+            Event::Started(attempt),
+            Event::Requeue(attempt),
+            Event::Answer(attempt, Outcome::Succeeded),
+            Event::Merge,
+            Event::GiveUp(Outcome::Failed),
+            Event::Expire,
+            Event::Cancel,
+        ]
+    }
+
+    #[test]
+    fn every_state_and_event_is_as_documented() {
+        for phase in all_phases() {
+            let state = State { phase, node: NODE, attempt: 0x301 };
+            for event in events(0x301) {
+                let ended = matches!(phase, Phase::Ended(_));
+                let expected = if ended { None } else { documented(phase, event) };
+                let got = transition(state, event);
+                assert_eq!(got.map(|s| s.phase), expected, "{phase:?} on {event:?}");
+                if let Some(got) = got {
+                    let next = matches!(event, Event::Place(_));
+                    assert_eq!(got.attempt, state.attempt + u32::from(next));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_of_another_attempt_are_stale() {
+        for phase in [Phase::Assigned, Phase::Dispatched, Phase::Running] {
+            let state = State { phase, node: NODE, attempt: 0x302 };
+            let of_attempt = |e: &Event| {
+                let numbered = [Event::Written(1), Event::Started(1), Event::Requeue(1)];
+                numbered.contains(e) || matches!(e, Event::Answer(..))
+            };
+            for event in events(1).into_iter().filter(of_attempt) {
+                assert_eq!(transition(state, event), None, "{phase:?} on {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_word_holds_every_state() {
+        for phase in all_phases() {
+            for node in [NodeIndex(0), NODE, NodeIndex(NodeIndex::MAX)] {
+                let state = State { phase, node, attempt: u32::MAX };
+                assert_eq!(State::unpack(state.pack()), state);
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_who_settle_one_wins() {
+        for _ in 0..200 {
+            let word = Word::new(State { phase: Phase::Running, node: NODE, attempt: 1 });
+            let events = [
+                Event::Answer(1, Outcome::Succeeded),
+                Event::Requeue(1),
+                Event::Cancel,
+                Event::Merge,
+            ];
+            let wins = std::thread::scope(|s| {
+                let word = &word;
+                let tries = events.map(|e| s.spawn(move || word.on(e).is_some()));
+                tries.into_iter().map(|t| t.join().unwrap()).filter(|won| *won).count()
+            });
+            // A requeue may win and then be cancelled; otherwise exactly one.
+            assert!(
+                wins == 1 || (wins == 2 && word.load().phase == Phase::Ended(Outcome::Cancelled))
+            );
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! What is known of a job, its turn and its speaker.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::Outcome;
+use super::state::{State, Word};
+use crate::node::{NodeIndex, Reasons};
+use crate::protocol::job::{Audio, JobSpec};
+use crate::protocol::{ErrorCode, JobId, Lang, NodeId, Pair, SessionId, TurnId};
+use crate::telemetry::Stamps;
+
+/// Nodes a job can have been to; also the bound of attempts.
+pub(super) const EXCLUDED_MAX: usize = 8;
+/// Placements kept for the explanation.
+const PLACEMENTS_MAX: usize = 12;
+
+/// One unit of work.
+#[derive(Debug)]
+pub struct Job {
+    /// The same through all attempts.
+    pub id: JobId,
+    /// What is asked.
+    pub spec: JobSpec,
+    /// When it crossed which border.
+    pub stamps: Stamps,
+    /// Idempotency key.
+    pub(super) key: u128,
+    /// Directed pairs its node must cover, the one to look up first; never empty.
+    pub(super) pairs: Box<[Pair]>,
+    /// The speech, until the job ends.
+    pub(super) audio: ArcSwapOption<Audio>,
+    pub(super) word: Word,
+    pub(super) speaker: Arc<Speaker>,
+    pub(super) turn: Arc<Turn>,
+    pub(super) lease_ms: u64,
+    pub(super) pending_ms: u64,
+    pub(super) attempts_max: u32,
+    /// Until when the current attempt may run, monotonic microseconds.
+    pub(super) lease_until: AtomicU64,
+    /// Until when it may wait for a node, monotonic microseconds.
+    pub(super) pending_until: AtomicU64,
+    /// Attempts that reached a node's socket.
+    pub(super) tries: AtomicU32,
+    /// Attempts that ended with the loss of their node.
+    pub(super) deaths: AtomicU32,
+    pub(super) excluded: [AtomicU32; EXCLUDED_MAX],
+    pub(super) excluded_len: AtomicUsize,
+    pub(super) placements: [OnceLock<Placement>; PLACEMENTS_MAX],
+    pub(super) placements_len: AtomicUsize,
+    /// Why the last attempt came to nothing.
+    pub(super) last_cause: AtomicU32,
+    pub(super) ended: OnceLock<Ended>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// What went wrong, if something did, and is one of our codes.
+    pub code: Option<ErrorCode>,
+    /// The node's own code, where it is none of ours.
+    pub foreign_code: Option<String>,
+    /// Text to it.
+    pub message: String,
+    /// The node that had it last.
+    pub node: Option<NodeId>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When, Unix milliseconds.
+    pub unix_ms: u64,
+}
+
+impl Ended {
+    /// The code to tell, if something went wrong.
+    pub fn code_text(&self) -> Option<&str> {
+        self.foreign_code.as_deref().or(self.code.map(ErrorCode::as_str))
+    }
+}
+
+/// One look for a node.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// When, monotonic microseconds.
+    pub at_us: u64,
+    /// The node chosen, the pool it came from and the attempt; none if no one could.
+    pub chosen: Option<(NodeId, Arc<str>, u32)>,
+    /// Who was considered and why not.
+    pub reasons: Reasons,
+}
+
+impl Job {
+    pub(super) fn new(id: JobId, spec: JobSpec, state: State) -> Self {
+        Self {
+            id,
+            stamps: Stamps::default(),
+            key: 0,
+            pairs: Box::default(),
+            audio: ArcSwapOption::empty(),
+            word: Word::new(state),
+            speaker: Arc::new(Speaker::new(spec.session)),
+            turn: Arc::new(Turn::new(spec.turn)),
+            lease_ms: 0,
+            pending_ms: 0,
+            attempts_max: 1,
+            lease_until: AtomicU64::new(0),
+            pending_until: AtomicU64::new(0),
+            tries: AtomicU32::new(0),
+            deaths: AtomicU32::new(0),
+            excluded: Default::default(),
+            excluded_len: AtomicUsize::new(0),
+            placements: Default::default(),
+            placements_len: AtomicUsize::new(0),
+            last_cause: AtomicU32::new(0),
+            ended: OnceLock::new(),
+            spec,
+        }
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.word.load()
+    }
+
+    /// The speech, while the job lives.
+    pub fn audio(&self) -> Option<Arc<Audio>> {
+        self.audio.load_full()
+    }
+
+    /// How it ended, once it has.
+    pub fn ended(&self) -> Option<&Ended> {
+        self.ended.get()
+    }
+
+    /// Idempotency key, for the store.
+    pub fn key(&self) -> u128 {
+        self.key
+    }
+
+    /// How long an attempt may run, in milliseconds.
+    pub fn lease_ms(&self) -> u64 {
+        self.lease_ms
+    }
+
+    pub(super) fn set_ended(&self, ended: Ended) {
+        let first = self.ended.set(ended).is_ok();
+        assert!(first, "{} ended twice", self.id);
+    }
+
+    /// The nodes it must not go to again.
+    pub(super) fn excluded(&self) -> ([NodeIndex; EXCLUDED_MAX], usize) {
+        let n = self.excluded_len.load(SeqCst).min(EXCLUDED_MAX);
+        (std::array::from_fn(|i| NodeIndex(self.excluded[i].load(SeqCst))), n)
+    }
+
+    pub(super) fn exclude(&self, node: NodeIndex) {
+        let at = self.excluded_len.fetch_add(1, SeqCst);
+        if let Some(slot) = self.excluded.get(at) {
+            slot.store(node.0, SeqCst);
+        }
+    }
+
+    pub(super) fn remember(&self, placement: Placement) {
+        let at = self.placements_len.fetch_add(1, SeqCst);
+        if let Some(slot) = self.placements.get(at) {
+            // The index was handed out once, so the slot is free.
+            slot.get_or_init(|| placement);
+        }
+    }
+
+    /// Why the latest look for a node found none, if it found none.
+    pub(super) fn why_waiting(&self) -> Option<&'static str> {
+        let looked = self.placements_len.load(SeqCst).min(PLACEMENTS_MAX);
+        let last = self.placements.get(looked.checked_sub(1)?)?.get()?;
+        last.chosen.is_none().then(|| last.reasons.why_none())
+    }
+
+    /// The looks for a node that are kept, and how many there were.
+    pub fn placements(&self) -> (impl Iterator<Item = &Placement>, usize) {
+        (self.placements.iter().filter_map(OnceLock::get), self.placements_len.load(SeqCst))
+    }
+}
+
+/// A session's account with the scheduler.
+#[derive(Debug)]
+pub struct Speaker {
+    /// The session.
+    pub session: SessionId,
+    /// Its unfinished jobs.
+    pub(super) open: AtomicU32,
+    /// The node that had its last job: it has the context. Index 0 is none.
+    pub(super) sticky: AtomicU32,
+    /// Its latest turn.
+    turn: ArcSwapOption<Turn>,
+}
+
+impl Speaker {
+    pub(super) fn new(session: SessionId) -> Self {
+        Self {
+            session,
+            open: AtomicU32::new(0),
+            sticky: AtomicU32::new(0),
+            turn: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The turn of that id with the job entered, made if it is new. Only the session's own task and
+    /// recovery call this, one after the other.
+    pub(super) fn turn_of(&self, id: TurnId, job: JobId) -> Arc<Turn> {
+        let turn = match self.turn.load_full() {
+            Some(turn) if turn.id == id => turn,
+            _ => {
+                let turn = Arc::new(Turn::new(id));
+                self.turn.store(Some(Arc::clone(&turn)));
+                turn
+            }
+        };
+        turn.jobs.rcu(|jobs| jobs.iter().copied().chain([job]).collect::<Vec<_>>());
+        turn
+    }
+}
+
+/// The jobs of one stretch of speech. They share one node, and one slot of it, for as long as any of
+/// them is there: a node may keep slices to itself until the last one comes, and slices must not
+/// take the slot that the last one needs.
+#[derive(Debug)]
+pub struct Turn {
+    /// Its id on the wire.
+    pub id: TurnId,
+    /// Node index in the upper half (0 is none), jobs in flight there in the lower.
+    bound: AtomicU64,
+    closed: AtomicBool,
+    /// Its jobs, in order.
+    pub(super) jobs: ArcSwap<Vec<JobId>>,
+}
+
+impl Turn {
+    pub(super) fn new(id: TurnId) -> Self {
+        Self {
+            id,
+            bound: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            jobs: ArcSwap::default(),
+        }
+    }
+
+    /// Its last job has been cut.
+    pub(super) fn close(&self) {
+        self.closed.store(true, SeqCst);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// The node it is bound to, and its jobs in flight there.
+    pub(super) fn bound(&self) -> (NodeIndex, u32) {
+        let word = self.bound.load(SeqCst);
+        (NodeIndex((word >> 32) as u32), word as u32)
+    }
+
+    /// Moves from one binding to another, if it is still the one.
+    pub(super) fn rebind(&self, from: (NodeIndex, u32), to: (NodeIndex, u32)) -> bool {
+        let pack = |(node, n): (NodeIndex, u32)| (u64::from(node.0) << 32) | u64::from(n);
+        self.bound.compare_exchange(pack(from), pack(to), SeqCst, SeqCst).is_ok()
+    }
+
+    /// One job less in flight; whether it was the last, so that the slot goes back.
+    pub(super) fn leave(&self) -> bool {
+        let before = self.bound.fetch_sub(1, SeqCst) as u32;
+        assert!(before > 0, "turn {} was left more often than joined", self.id);
+        before == 1
+    }
+}
+
+/// Names one utterance of one session into one language with one set of features, so that the same
+/// message sent twice makes one job. Stable across builds and restarts: it is kept on disk.
+pub(super) fn idempotency_key(spec: &JobSpec) -> u128 {
+    let half = |seed: u64| {
+        let mut hasher = foldhash::fast::FixedState::with_seed(seed).build_hasher();
+        spec.tenant.as_deref().unwrap_or("default").hash(&mut hasher);
+        spec.session.hash(&mut hasher);
+        spec.utterance_index.hash(&mut hasher);
+        spec.tgt.hash(&mut hasher);
+        spec.features.map(|f| f.bits()).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    (half(1) << 64) | half(2)
+}
+
+/// The directed pairs a node must cover to take the job, the one to look up first. With a source of
+/// `auto` that is every candidate language in every direction that may be needed; without candidates
+/// it is a pair that no node serves, and the explanation says so.
+pub(super) fn required_pairs(spec: &JobSpec) -> Box<[Pair]> {
+    let pair = |src, tgt| Pair { src, tgt };
+    if !spec.pipeline.use_nmt && !spec.src.is_auto() {
+        return Box::new([pair(spec.src, spec.src)]);
+    }
+    let two_way = spec.mode.as_deref() == Some("two_way_auto");
+    if let (true, Some(a), Some(b)) = (two_way, spec.lang_a, spec.lang_b) {
+        return Box::new([pair(a, b), pair(b, a)]);
+    }
+    if !spec.src.is_auto() {
+        return Box::new([pair(spec.src, spec.tgt)]);
+    }
+    let named: Vec<Lang> = spec.lang_a.into_iter().chain(spec.lang_b).collect();
+    let candidates = spec.auto_langs.as_ref().filter(|langs| !langs.is_empty()).unwrap_or(&named);
+    let mut pairs: Vec<Pair> = candidates
+        .iter()
+        .filter(|lang| **lang != spec.tgt && !lang.is_auto())
+        .map(|lang| pair(*lang, spec.tgt))
+        .collect();
+    if pairs.is_empty() {
+        pairs.push(pair(spec.src, spec.tgt));
+    }
+    pairs.into_boxed_slice()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::protocol::job::{Cut, FeatureFlags, Pipeline};
+
+    pub(in crate::job) fn spec(src: &str, tgt: &str) -> JobSpec {
+        JobSpec {
+            session: SessionId(1),
+            utterance_index: 0,
+            turn: TurnId(1),
+            tenant: None,
+            src: src.parse().unwrap(),
+            tgt: tgt.parse().unwrap(),
+            dialect: None,
+            mode: None,
+            lang_a: None,
+            lang_b: None,
+            auto_langs: None,
+            features: None,
+            pipeline: Pipeline::default(),
+            audio_format: "pcm16".into(),
+            sample_rate: 16_000,
+            audio_ms: 1_000,
+            trace_id: "t".into(),
+            padding_ms: None,
+            cut: Cut::Manual,
+            streaming_asr: true,
+            partial_interval_ms: 1_000,
+            client_sent_ms: None,
+        }
+    }
+
+    fn pairs(spec: &JobSpec) -> String {
+        required_pairs(spec).iter().map(Pair::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn needed_pairs_cover_every_candidate_in_every_direction() {
+        let lang = |l: &str| l.parse().ok();
+        assert_eq!(pairs(&spec("zh", "en")), "zh:en");
+        let auto = JobSpec { lang_a: lang("zh"), lang_b: lang("en"), ..spec("auto", "en") };
+        assert_eq!(pairs(&auto), "zh:en");
+        let two_way = JobSpec { mode: Some("two_way_auto".into()), ..auto };
+        assert_eq!(pairs(&two_way), "zh:en en:zh");
+        let langs = ["zh", "ja", "en"].map(|l| l.parse().unwrap()).to_vec();
+        let many = JobSpec { auto_langs: Some(langs), ..spec("auto", "en") };
+        assert_eq!(pairs(&many), "zh:en ja:en");
+        assert_eq!(pairs(&spec("auto", "en")), "auto:en");
+        let mut transcript = spec("zh", "en");
+        transcript.pipeline.use_nmt = false;
+        assert_eq!(pairs(&transcript), "zh:zh");
+    }
+
+    #[test]
+    fn keys_tell_utterances_languages_and_features_apart() {
+        let a = spec("zh", "en");
+        let same = idempotency_key(&a);
+        assert_eq!(same, idempotency_key(&spec("zh", "en")));
+        let no_features = JobSpec { features: Some(FeatureFlags::default()), ..a.clone() };
+        let others = [
+            JobSpec { utterance_index: 1, ..a.clone() },
+            JobSpec { session: SessionId(2), ..a.clone() },
+            JobSpec { tgt: "de".parse().unwrap(), ..a.clone() },
+            JobSpec { tenant: Some("acme".into()), ..a.clone() },
+            no_features,
+        ];
+        for other in others {
+            assert_ne!(same, idempotency_key(&other), "{other:?}");
+        }
+    }
+}

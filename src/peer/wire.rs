@@ -1,0 +1,235 @@
+//! The messages these two peers read and write, and nothing of what they do with them.
+//!
+//! Read leniently: unknown types and fields are passed over, and whatever a peer can do without may
+//! be missing.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::{self, Error as WsError, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// A connection this side opened.
+pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// What a scheduler says to a node.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ToNode {
+    NodeRegisterAck {
+        node_id: String,
+    },
+    JobAssign(Box<Assign>),
+    JobCancel {
+        job_id: String,
+    },
+    Error {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    },
+    #[serde(other)]
+    Unknown,
+}
+
+/// The parts of a job that come back with its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Ident {
+    pub(super) job_id: String,
+    #[serde(default = "first_attempt")]
+    pub(super) attempt_id: u32,
+    #[serde(default)]
+    pub(super) session_id: String,
+    #[serde(default)]
+    pub(super) utterance_index: u64,
+    #[serde(default)]
+    pub(super) trace_id: String,
+}
+
+/// One job. A MaxDuration slice looks like any other: each is answered by itself.
+#[derive(Debug, Deserialize)]
+pub(super) struct Assign {
+    #[serde(flatten)]
+    pub(super) ident: Ident,
+    #[serde(default)]
+    pub(super) src_lang: String,
+    #[serde(default)]
+    pub(super) tgt_lang: String,
+    pub(super) lang_a: Option<String>,
+    pub(super) lang_b: Option<String>,
+    pub(super) auto_langs: Option<Vec<String>>,
+    pub(super) pipeline: Option<Pipeline>,
+    #[serde(default)]
+    pub(super) audio: String,
+    #[serde(default)]
+    pub(super) audio_format: String,
+    #[serde(default = "wire_rate")]
+    pub(super) sample_rate: u32,
+    pub(super) enable_streaming_asr: Option<bool>,
+}
+
+/// Steps wanted of a job.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct Pipeline {
+    #[serde(default = "yes")]
+    pub(super) use_asr: bool,
+    #[serde(default = "yes")]
+    pub(super) use_nmt: bool,
+    #[serde(default = "yes")]
+    pub(super) use_tts: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn first_attempt() -> u32 {
+    1
+}
+
+fn wire_rate() -> u32 {
+    super::wav::RATE_HZ
+}
+
+/// What a scheduler says to a speaker.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ToSpeaker {
+    SessionInitAck {
+        session_id: String,
+    },
+    TranslationResult(Box<Translation>),
+    AsrPartial {
+        utterance_index: u64,
+        text: String,
+        #[serde(default)]
+        is_final: bool,
+    },
+    UiEvent {
+        utterance_index: u64,
+        #[serde(default)]
+        job_id: String,
+        event: String,
+        error_code: Option<String>,
+    },
+    MissingResult {
+        utterance_index: u64,
+        #[serde(default)]
+        reason: String,
+    },
+    Error {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    },
+    Backpressure {
+        action: String,
+        resume_after_ms: Option<u64>,
+    },
+    ServerHeartbeat {},
+    SessionCloseAck {},
+    #[serde(other)]
+    Unknown,
+}
+
+/// One answered utterance.
+#[derive(Debug, Deserialize)]
+pub(super) struct Translation {
+    pub(super) utterance_index: u64,
+    #[serde(default)]
+    pub(super) job_id: String,
+    #[serde(default)]
+    pub(super) text_asr: String,
+    #[serde(default)]
+    pub(super) text_translated: String,
+    #[serde(default)]
+    pub(super) tts_audio: String,
+    pub(super) tts_format: Option<String>,
+    pub(super) group_id: Option<String>,
+}
+
+/// Audio as text.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    base64_simd::STANDARD.encode_to_string(bytes)
+}
+
+/// Text as audio; `None` where it is not base64.
+pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    base64_simd::STANDARD.decode_to_vec(text).ok()
+}
+
+/// `job_ack` and `job_started` differ in nothing but the name.
+pub(super) fn job_step(kind: &str, node_id: &str, ident: &Ident) -> Value {
+    json!({
+        "type": kind,
+        "job_id": ident.job_id,
+        "attempt_id": ident.attempt_id,
+        "node_id": node_id,
+        "session_id": ident.session_id,
+        "trace_id": ident.trace_id,
+    })
+}
+
+/// Says where to connect; an address nobody can dial is an error now and not at every attempt.
+pub(super) fn request(url: &str) -> Result<Request, WsError> {
+    let request = url.into_client_request()?;
+    match request.uri().scheme_str() {
+        Some("ws") => Ok(request),
+        _ => Err(WsError::Url(tungstenite::error::UrlError::UnsupportedUrlScheme)),
+    }
+}
+
+/// Opens a socket.
+pub(super) async fn connect(request: Request) -> Result<Socket, WsError> {
+    let dial = tokio_tungstenite::connect_async_with_config(request, None, true);
+    Ok(Box::pin(dial).await?.0)
+}
+
+/// The text of a message; peers may send JSON in binary frames too.
+pub(super) fn text_of(message: &Message) -> Option<&str> {
+    match message {
+        Message::Text(text) => Some(text.as_str()),
+        Message::Binary(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
+/// Milliseconds since 1970 by this machine's clock.
+pub(super) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_with_only_a_name_is_read_and_nulls_are_nothing() {
+        let bare = r#"{"type":"job_assign","job_id":"j","lang_a":null,"pipeline":{},"x":1}"#;
+        let Ok(ToNode::JobAssign(job)) = serde_json::from_str(bare) else { panic!("not read") };
+        assert_eq!((job.ident.job_id.as_str(), job.ident.attempt_id), ("j", 1));
+        assert_eq!(job.sample_rate, 16_000);
+        assert!(job.pipeline.is_some_and(|p| p.use_asr && p.use_nmt && p.use_tts));
+    }
+
+    #[test]
+    fn unknown_types_are_known_to_be_unknown() {
+        let odd = r#"{"type":"node_control","command":"dance"}"#;
+        assert!(matches!(serde_json::from_str(odd), Ok(ToNode::Unknown)));
+        let odd = r#"{"type":"language_detected","lang":"en"}"#;
+        assert!(matches!(serde_json::from_str(odd), Ok(ToSpeaker::Unknown)));
+        assert!(serde_json::from_str::<ToNode>("[]").is_err());
+    }
+
+    #[test]
+    fn only_plain_websocket_addresses_can_be_dialled() {
+        assert!(request("ws://127.0.0.1:1/ws/node").is_ok());
+        assert!(request("http://127.0.0.1:1/").is_err());
+        assert!(request("not an address").is_err());
+    }
+}

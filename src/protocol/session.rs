@@ -1,0 +1,593 @@
+//! The session socket: what speakers and listeners send (`Request`) and are sent (`Event`).
+//!
+//! Source: docs/PROTOCOL.md, "Session socket". Decoding borrows nothing: audio stays in the received frame as a shared
+//! slice, the rest is small.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::error::{DecodeError, ErrorCode};
+use super::ids::{JobId, Lang, SessionId};
+use super::job::{FeatureFlags, Pipeline};
+use super::{lenient, limits, splice};
+
+/// A message from a client.
+#[derive(Debug)]
+pub enum Request {
+    /// Opens a session on this connection.
+    Init(Box<Init>),
+    /// A piece of a stream, or its end.
+    AudioChunk(AudioChunk),
+    /// A whole recording.
+    Utterance(Box<Utterance>),
+    /// Asks for a sign of life.
+    Heartbeat(OfSession),
+    /// Ends the session in good order.
+    Close(OfSession),
+    /// The client began to play translated speech.
+    TtsStarted(TtsMark),
+    /// The client finished playing.
+    TtsPlayEnded(TtsMark),
+    /// A type that only the server sends: parsed, counted, without effect.
+    WrongDirection(&'static str),
+}
+
+/// `session_init`.
+#[derive(Debug, Deserialize)]
+pub struct Init {
+    /// Free text.
+    pub client_version: String,
+    /// `web`, `android`, `ios`, `api-gateway`, `cli`; free text.
+    pub platform: String,
+    /// Language spoken, or `auto`.
+    pub src_lang: Lang,
+    /// Language wanted.
+    pub tgt_lang: Lang,
+    /// Passed to nodes.
+    #[serde(default)]
+    pub dialect: Option<String>,
+    /// Defaults for the session's utterances.
+    #[serde(default)]
+    pub features: Option<FeatureFlags>,
+    /// Binds the session to one node.
+    #[serde(default)]
+    pub pairing_code: Option<String>,
+    /// Who pays.
+    #[serde(default)]
+    pub tenant_id: Option<String>,
+    /// `one_way` or `two_way_auto`.
+    #[serde(default)]
+    pub mode: Option<String>,
+    /// First language of two-way mode.
+    #[serde(default)]
+    pub lang_a: Option<Lang>,
+    /// Second language of two-way mode.
+    #[serde(default)]
+    pub lang_b: Option<Lang>,
+    /// Candidates when `src_lang` is `auto`.
+    #[serde(default)]
+    pub auto_langs: Option<Vec<Lang>>,
+    /// Whether partial transcripts are wanted; default yes.
+    #[serde(default)]
+    pub enable_streaming_asr: Option<bool>,
+    /// How often, in milliseconds; default 1,000.
+    #[serde(default, deserialize_with = "lenient::opt_int")]
+    pub partial_update_interval_ms: Option<u64>,
+    /// Trace of the whole session; made here when absent.
+    #[serde(default)]
+    pub trace_id: Option<String>,
+    /// Extension: form of the chunk stream, `opus` or `pcm16`; sniffed when absent.
+    #[serde(default)]
+    pub audio_format: Option<String>,
+    /// Extension: sample rate of a `pcm16` stream, in hertz.
+    #[serde(default, deserialize_with = "lenient::opt_int")]
+    pub sample_rate: Option<u32>,
+    /// Extension: stages wanted for the session's chunk streams.
+    #[serde(default)]
+    pub pipeline: Option<Pipeline>,
+    /// Extension: what else the client understands; `typed_errors` asks for an `error` frame per failed job.
+    #[serde(default)]
+    pub extensions: Option<Vec<String>>,
+}
+
+/// `audio_chunk`, its payload decoded.
+#[derive(Debug)]
+pub struct AudioChunk {
+    /// Text of the session id, to be compared with the connection's.
+    pub session_id: String,
+    /// The client's counter.
+    pub seq: u64,
+    /// Whether the utterance ends here.
+    pub is_final: bool,
+    /// Audio bytes; empty for a bare end.
+    pub audio: Bytes,
+    /// Client clock, Unix milliseconds.
+    pub client_timestamp_ms: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct ChunkHead {
+    session_id: String,
+    #[serde(deserialize_with = "lenient::int")]
+    seq: u64,
+    is_final: bool,
+    #[serde(default)]
+    payload: Option<String>,
+    #[serde(default, deserialize_with = "lenient::opt_int")]
+    client_timestamp_ms: Option<i64>,
+}
+
+/// `utterance`; the audio is base64 text, alphabet checked, never decoded here.
+#[derive(Debug)]
+pub struct Utterance {
+    /// The fields around the audio.
+    pub head: UtteranceHead,
+    /// Base64 text.
+    pub audio: Bytes,
+}
+
+/// The fields of `utterance` around its audio.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"utterance\"")]
+pub struct UtteranceHead {
+    pub session_id: String,
+    #[serde(deserialize_with = "lenient::int")]
+    pub utterance_index: u64,
+    pub manual_cut: bool,
+    pub src_lang: Lang,
+    pub tgt_lang: Lang,
+    #[serde(default)]
+    pub dialect: Option<String>,
+    #[serde(default)]
+    pub features: Option<FeatureFlags>,
+    pub audio_format: String,
+    #[serde(deserialize_with = "lenient::int")]
+    pub sample_rate: u32,
+    #[serde(default)]
+    pub mode: Option<String>,
+    #[serde(default)]
+    pub lang_a: Option<Lang>,
+    #[serde(default)]
+    pub lang_b: Option<Lang>,
+    #[serde(default)]
+    pub auto_langs: Option<Vec<Lang>>,
+    #[serde(default)]
+    pub trace_id: Option<String>,
+    #[serde(default)]
+    pub pipeline: Option<Pipeline>,
+    /// Only there to refuse a frame without audio.
+    audio: String,
+}
+
+/// A message that carries only its session: `client_heartbeat`, `session_close`.
+#[derive(Debug, Deserialize)]
+pub struct OfSession {
+    /// Text of the session id.
+    pub session_id: String,
+    /// Why, for the log (`session_close`).
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// `tts_started`, `tts_play_ended`.
+#[derive(Debug, Deserialize)]
+pub struct TtsMark {
+    /// Text of the session id.
+    pub session_id: String,
+    /// Group of the last result the client received.
+    #[serde(default)]
+    pub group_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Tag {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Types of the session socket that only the server sends.
+const SERVER_TYPES: [&str; 12] = [
+    "session_init_ack",
+    "translation_result",
+    "asr_partial",
+    "server_heartbeat",
+    "session_close_ack",
+    "error",
+    "missing_result",
+    "ui_event",
+    "room_create_ack",
+    "room_members",
+    "room_error",
+    "room_expired",
+];
+
+/// Decodes one text frame.
+pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
+    // A frame is either small, or long because of its one audio field; the field's name differs by type.
+    if let Some(hole) = super::scan::top_level_string(frame, "audio") {
+        let rest = super::scan::without(frame, &hole);
+        if kind(&rest)? == "utterance" {
+            return utterance(&rest, frame.slice(hole));
+        }
+    } else if let Some(hole) = super::scan::top_level_string(frame, "payload") {
+        let rest = super::scan::without(frame, &hole);
+        if kind(&rest)? == "audio_chunk" {
+            let head: ChunkHead = parse(&rest)?;
+            return chunk(head, &frame[hole]);
+        }
+    }
+    match kind(frame)?.as_str() {
+        "session_init" => init(parse(frame)?),
+        "audio_chunk" => {
+            let mut head: ChunkHead = parse(frame)?;
+            let payload = head.payload.take().unwrap_or_default();
+            chunk(head, payload.as_bytes())
+        }
+        "utterance" => {
+            let head: UtteranceHead = parse(frame)?;
+            let audio = Bytes::copy_from_slice(head.audio.as_bytes());
+            checked_utterance(head, audio)
+        }
+        "client_heartbeat" => Ok(Request::Heartbeat(parse(frame)?)),
+        "session_close" => Ok(Request::Close(parse(frame)?)),
+        "tts_started" => Ok(Request::TtsStarted(parse(frame)?)),
+        "tts_play_ended" => Ok(Request::TtsPlayEnded(parse(frame)?)),
+        other => match SERVER_TYPES.iter().find(|t| **t == other) {
+            Some(known) => Ok(Request::WrongDirection(known)),
+            None => Err(DecodeError::UnknownType(limits::clip(other, 64).to_owned())),
+        },
+    }
+}
+
+fn kind(json: &[u8]) -> Result<String, DecodeError> {
+    Ok(parse::<Tag>(json)?.kind)
+}
+
+fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
+    if json.len() > limits::HEAD_BYTES_MAX {
+        return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
+fn bounded(field: &'static str, text: Option<&String>, max: usize) -> Result<(), DecodeError> {
+    match text {
+        Some(text) if text.len() > max => Err(DecodeError::TooLong { field, max }),
+        _ => Ok(()),
+    }
+}
+
+fn init(init: Init) -> Result<Request, DecodeError> {
+    bounded("client_version", Some(&init.client_version), limits::ID_BYTES_MAX)?;
+    bounded("platform", Some(&init.platform), limits::ID_BYTES_MAX)?;
+    bounded("dialect", init.dialect.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("tenant_id", init.tenant_id.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("mode", init.mode.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("trace_id", init.trace_id.as_ref(), limits::ID_BYTES_MAX)?;
+    auto_langs(init.auto_langs.as_ref())?;
+    Ok(Request::Init(Box::new(init)))
+}
+
+fn auto_langs(langs: Option<&Vec<Lang>>) -> Result<(), DecodeError> {
+    match langs {
+        Some(langs) if langs.len() > limits::AUTO_LANGS_MAX => {
+            Err(DecodeError::TooLong { field: "auto_langs", max: limits::AUTO_LANGS_MAX })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn chunk(head: ChunkHead, payload: &[u8]) -> Result<Request, DecodeError> {
+    let audio = base64_simd::STANDARD
+        .decode_to_vec(payload)
+        .map_err(|_| DecodeError::Audio("payload is not base64"))?;
+    Ok(Request::AudioChunk(AudioChunk {
+        session_id: head.session_id,
+        seq: head.seq,
+        is_final: head.is_final,
+        audio: Bytes::from(audio),
+        client_timestamp_ms: head.client_timestamp_ms,
+    }))
+}
+
+fn utterance(rest: &[u8], audio: Bytes) -> Result<Request, DecodeError> {
+    checked_utterance(parse(rest)?, audio)
+}
+
+fn checked_utterance(head: UtteranceHead, audio: Bytes) -> Result<Request, DecodeError> {
+    if audio.is_empty() {
+        return Err(DecodeError::Audio("audio is empty"));
+    }
+    if base64_simd::STANDARD.check(&audio).is_err() {
+        return Err(DecodeError::Audio("audio is not base64"));
+    }
+    let pcm_bytes =
+        audio.len() / 4 * 3 - audio.iter().rev().take(2).filter(|b| **b == b'=').count();
+    if head.audio_format == "pcm16" && pcm_bytes % 2 == 1 {
+        return Err(DecodeError::Audio("pcm16 has an odd number of bytes"));
+    }
+    if head.sample_rate == 0 || head.sample_rate > limits::SAMPLE_RATE_MAX {
+        return Err(DecodeError::Malformed(format!(
+            "sample_rate {} is out of range",
+            head.sample_rate
+        )));
+    }
+    bounded("audio_format", Some(&head.audio_format), limits::ID_BYTES_MAX)?;
+    bounded("dialect", head.dialect.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("mode", head.mode.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("trace_id", head.trace_id.as_ref(), limits::ID_BYTES_MAX)?;
+    auto_langs(head.auto_langs.as_ref())?;
+    Ok(Request::Utterance(Box::new(Utterance { head, audio })))
+}
+
+/// A message to a client. Optional fields without a value are left out, never null.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"Session socket\"")]
+pub enum Event {
+    SessionInitAck {
+        session_id: SessionId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        assigned_node_id: Option<String>,
+        message: &'static str,
+        trace_id: String,
+        protocol_version: &'static str,
+        use_binary_frame: bool,
+        negotiated_codec: &'static str,
+        negotiated_audio_format: &'static str,
+        negotiated_sample_rate: u32,
+        negotiated_channel_count: u32,
+    },
+    AsrPartial {
+        session_id: SessionId,
+        utterance_index: u64,
+        job_id: JobId,
+        text: String,
+        is_final: bool,
+        trace_id: String,
+    },
+    UiEvent {
+        trace_id: String,
+        session_id: SessionId,
+        job_id: String,
+        utterance_index: u64,
+        event: UiEvent,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        elapsed_ms: Option<u64>,
+        status: UiStatus,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error_code: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
+    },
+    MissingResult {
+        session_id: SessionId,
+        utterance_index: u64,
+        reason: &'static str,
+        created_at_ms: u64,
+        trace_id: String,
+    },
+    Error {
+        code: String,
+        message: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retryable: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        phase: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        trace_id: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        job_id: Option<JobId>,
+    },
+    ServerHeartbeat {
+        session_id: SessionId,
+        timestamp: u64,
+    },
+    SessionCloseAck {
+        session_id: SessionId,
+    },
+    Backpressure {
+        action: &'static str,
+        resume_after_ms: u64,
+    },
+}
+
+/// What a `ui_event` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"ui_event\"")]
+pub enum UiEvent {
+    AsrPartial,
+    AsrFinal,
+    Dispatched,
+    NodeAccepted,
+    NmtDone,
+    Error,
+}
+
+/// Whether a `ui_event` is good news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"ui_event\"")]
+pub enum UiStatus {
+    Ok,
+    Error,
+}
+
+impl Event {
+    /// The refusal of a frame or of an utterance.
+    pub fn error(code: ErrorCode, message: impl Into<String>, trace_id: Option<String>) -> Self {
+        Event::Error {
+            code: code.as_str().to_owned(),
+            message: message.into(),
+            retryable: Some(code.retryable()),
+            retry_after_ms: None,
+            phase: None,
+            trace_id,
+            job_id: None,
+        }
+    }
+
+    /// The frame, as UTF-8 JSON.
+    pub fn encode(&self) -> Bytes {
+        Bytes::from(serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+/// `translation_result` around its audio.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename = "translation_result")]
+#[allow(
+    missing_docs,
+    reason = "the wire's own names; see docs/PROTOCOL.md, \"translation_result\""
+)]
+pub struct TranslationResult<'a> {
+    pub session_id: SessionId,
+    pub utterance_index: u64,
+    pub job_id: JobId,
+    pub text_asr: &'a str,
+    pub text_translated: &'a str,
+    pub tts_format: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extra: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    pub trace_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part_index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_timings: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_timings: Option<NetworkTimings>,
+    pub scheduler_sent_at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asr_quality_level: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason_codes: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality_score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerun_count: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments_meta: Option<&'a serde_json::Value>,
+    /// Extension: true when the gap policy had already let later results pass.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+}
+
+/// Where the time went outside the node, in milliseconds; values that are not positive are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[allow(
+    missing_docs,
+    reason = "the wire's own names; see docs/PROTOCOL.md, \"translation_result\""
+)]
+pub struct NetworkTimings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_to_scheduler_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler_to_node_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_to_scheduler_ms: Option<u64>,
+}
+
+impl TranslationResult<'_> {
+    /// The frame; `tts_audio` is base64 text, moved in as it is.
+    pub fn encode(&self, tts_audio: &[u8]) -> Bytes {
+        let mut frame = Vec::with_capacity(1_024 + tts_audio.len());
+        splice::write(&mut frame, self, "tts_audio", tts_audio.len(), |out| {
+            out.extend_from_slice(tts_audio)
+        });
+        Bytes::from(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(json: &str) -> Result<Request, DecodeError> {
+        decode(&Bytes::copy_from_slice(json.as_bytes()))
+    }
+
+    #[test]
+    fn utterance_audio_is_a_slice_of_the_frame() {
+        let frame = Bytes::from_static(
+            br#"{"type":"utterance","session_id":"s-1","utterance_index":0.0,"manual_cut":true,"src_lang":"zh",
+            "tgt_lang":"en","dialect":null,"audio":"QUJDRA==","audio_format":"opus","sample_rate":16000,"new":[1]}"#,
+        );
+        let Ok(Request::Utterance(u)) = decode(&frame) else { panic!("not an utterance") };
+        assert_eq!((&u.audio[..], u.head.utterance_index), (&b"QUJDRA=="[..], 0));
+        let inside = frame.as_ptr_range().contains(&u.audio.as_ptr());
+        assert!(inside, "the audio was copied");
+    }
+
+    #[test]
+    fn chunk_payload_may_be_absent_null_empty_or_escaped() {
+        for (payload, len) in [
+            ("", 0),
+            (r#","payload":null"#, 0),
+            (r#","payload":"""#, 0),
+            (r#","payload":"QU\u004aD""#, 3),
+        ] {
+            let json = format!(
+                r#"{{"type":"audio_chunk","session_id":"s-1","seq":3,"is_final":true{payload}}}"#
+            );
+            let Ok(Request::AudioChunk(c)) = decoded(&json) else { panic!("{json}") };
+            assert_eq!((c.audio.len(), c.seq, c.is_final), (len, 3, true));
+        }
+    }
+
+    #[test]
+    fn faults_are_typed() {
+        let fault = |json: &str| decoded(json).map(|_| ()).unwrap_err().kind();
+        assert_eq!(fault("{"), "malformed");
+        assert_eq!(fault("[]"), "malformed");
+        assert_eq!(fault(r#"{"type":"dance"}"#), "unknown_type");
+        assert_eq!(fault(r#"{"type":"session_init"}"#), "malformed");
+        assert_eq!(
+            fault(
+                r#"{"type":"audio_chunk","session_id":"s","seq":0,"is_final":false,"payload":"@"}"#
+            ),
+            "audio"
+        );
+        let pcm = r#"{"type":"utterance","session_id":"s","utterance_index":0,"manual_cut":true,"src_lang":"zh",
+            "tgt_lang":"en","audio":"QUJD","audio_format":"pcm16","sample_rate":16000}"#;
+        assert_eq!(fault(pcm), "audio");
+        let long = format!(
+            r#"{{"type":"session_init","client_version":"{}","platform":"web","src_lang":"zh","tgt_lang":"en"}}"#,
+            "x".repeat(200)
+        );
+        assert_eq!(fault(&long), "too_long");
+    }
+
+    #[test]
+    fn results_keep_absent_fields_out_and_audio_untouched() {
+        let result = TranslationResult {
+            session_id: SessionId(1),
+            utterance_index: 2,
+            job_id: JobId(3),
+            text_asr: "\u{4f60}\u{597d}",
+            text_translated: "hello",
+            tts_format: "opus",
+            extra: None,
+            trace_id: "t",
+            group_id: None,
+            part_index: None,
+            service_timings: None,
+            network_timings: None,
+            scheduler_sent_at_ms: 4,
+            asr_quality_level: None,
+            reason_codes: None,
+            quality_score: None,
+            rerun_count: None,
+            segments_meta: None,
+            late: false,
+        };
+        let json: serde_json::Value = serde_json::from_slice(&result.encode(b"QUJD")).unwrap();
+        assert_eq!(json["tts_audio"], "QUJD");
+        assert_eq!(json["type"], "translation_result");
+        assert_eq!(json.as_object().unwrap().len(), 10);
+    }
+}

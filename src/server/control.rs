@@ -1,0 +1,153 @@
+//! The one task that publishes pool snapshots, owns the deadlines and gives waiting jobs their try.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::perform::perform;
+use super::shared::{Command, Shared};
+use crate::config::{Pool, check_pools};
+use crate::job::{Deadline, Effects, WaitQueue, Wheel};
+use crate::node::pool::Publisher;
+use crate::node::{Node, State};
+use crate::store::Write;
+use crate::store::PoolConfigRow;
+use crate::telemetry::Now;
+
+/// How often the wheel is looked at.
+const TICK: Duration = Duration::from_millis(10);
+/// How often waiting jobs are tried even if nothing woke them, and nodes are looked at.
+const ROUND_US: u64 = 250_000;
+
+pub(super) struct ControlTask {
+    shared: Arc<Shared>,
+    publisher: Publisher,
+    commands: mpsc::Receiver<Command>,
+    wheel: Wheel<Deadline>,
+    waiting: WaitQueue,
+    next_round_us: u64,
+}
+
+impl ControlTask {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        publisher: Publisher,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let now = shared.now().us;
+        Self {
+            shared,
+            publisher,
+            commands,
+            wheel: Wheel::new(now),
+            waiting: WaitQueue::default(),
+            next_round_us: 0,
+        }
+    }
+
+    /// Runs until every sender of commands is gone or the task is aborted.
+    pub(super) async fn run(mut self) {
+        let mut effects = Effects::new();
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let woken = tokio::select! {
+                () = shared.control.wake.notified() => true,
+                command = self.commands.recv() => match command {
+                    Some(command) => { self.command(command); true }
+                    None => return,
+                },
+                () = tokio::time::sleep(TICK) => false,
+            };
+            let now = shared.now();
+            self.step(woken, now, &mut effects);
+            perform(&shared, &mut effects, now);
+        }
+    }
+
+    fn step(&mut self, woken: bool, now: Now, effects: &mut Effects) {
+        while let Some(index) = self.shared.control.changed.pop() {
+            if let Some(node) = self.shared.registry.by_index(index) {
+                self.publish(&node);
+            }
+        }
+        while let Some((at, deadline)) = self.shared.control.arms.pop() {
+            self.wheel.arm(at, deadline);
+        }
+        let scheduler = &self.shared.scheduler;
+        self.wheel.expire(now.us, |deadline| scheduler.due(deadline, now, effects));
+        let round = now.us >= self.next_round_us;
+        if round {
+            self.next_round_us = now.us + ROUND_US;
+            self.nodes_round(now, effects);
+        }
+        if (woken || round) && self.shared.scheduler.waiting() > 0 {
+            self.waiting.drain(&self.shared.scheduler, now, effects);
+        }
+    }
+
+    fn publish(&mut self, node: &Arc<Node>) {
+        let version = self.publisher.node_changed(node);
+        self.published(version);
+        info!(node = %node.id, state = node.state().as_str(), version, "pools published");
+    }
+
+    fn published(&self, version: u64) {
+        self.shared.metrics.pool_snapshots.inc();
+        self.shared.metrics.pool_version.set(version as i64);
+    }
+
+    /// Lets time act on nodes: warm-up, quarantine, silence.
+    fn nodes_round(&mut self, now: Now, effects: &mut Effects) {
+        for node in self.shared.registry.tick(now) {
+            self.publish(&node);
+            if node.state() == State::Offline {
+                warn!(node = %node.id, "node fell silent");
+                if let Some(link) = self.shared.links.pin().get(&node.index) {
+                    link.outbox.request_close(1001, "no heartbeat");
+                }
+                self.shared.scheduler.node_lost(node.index, u64::MAX, now, effects);
+            }
+        }
+        let mut counts = [0_i64; State::ALL.len()];
+        for node in self.shared.registry.all() {
+            counts[node.state() as usize] += 1;
+        }
+        for state in State::ALL {
+            let gauge = self.shared.metrics.nodes.with_label_values(&[state.as_str()]);
+            gauge.set(counts[state as usize]);
+        }
+        if let Some(store) = &self.shared.store {
+            super::routes::store_gauges(&self.shared.metrics, &store.stats());
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::ReplacePools(pools, answer) => {
+                let outcome = check_pools(pools).map(|pools| self.replace_pools(pools));
+                if answer.send(outcome).is_err() {
+                    info!("who asked for the new pools did not wait for the answer");
+                }
+            }
+        }
+    }
+
+    fn replace_pools(&mut self, pools: Vec<Pool>) -> u64 {
+        let text = serde_json::to_string(&pools).unwrap_or_default();
+        let version = self.publisher.replace_config(pools);
+        self.published(version);
+        let config_version = self.shared.pools.with(|s| s.config_version);
+        if let Some(store) = &self.shared.store {
+            let row = PoolConfigRow { version: config_version, text };
+            if store.submit(Write::Pools(row), None).is_err() {
+                warn!("the store is behind: the new pools would not survive a restart");
+            }
+        }
+        info!(version, config_version, "pool configuration replaced");
+        // Jobs that waited may have somewhere to go now.
+        self.shared.control.wake.notify_one();
+        version
+    }
+}

@@ -1,0 +1,304 @@
+//! One node's connection: owns the socket, speaks for the node while it is the newest.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::{debug, info, warn};
+
+use super::perform::perform;
+use super::shared::{Link, NodeTag, Shared, going_down};
+use crate::job::{Answered, Effects};
+use crate::node::Attached;
+use crate::protocol::node::{Command, Message, Report, decode};
+use crate::protocol::{NodeId, limits};
+use crate::store::Write;
+use crate::store::NodeRow;
+use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
+
+/// How long jobs given to an older connection of a node may still be answered over the new one.
+const REPLACED_GRACE_MS: u64 = 3_000;
+/// How long the node is given to take what is queued when the server closes the connection.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// One node's connection.
+pub(super) struct NodeTask<S> {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    connection: Connection<S, NodeTag>,
+    outbox: Arc<Outbox<NodeTag>>,
+    attached: Option<Attached>,
+    effects: Effects,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        peer: SocketAddr,
+        connection: Connection<S, NodeTag>,
+        outbox: Arc<Outbox<NodeTag>>,
+    ) -> Self {
+        Self { shared, peer, connection, outbox, attached: None, effects: Effects::new() }
+    }
+
+    /// Lives as long as the connection.
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let gauge = shared.metrics.connections.with_label_values(&["node"]);
+        gauge.inc();
+        let mut closing = shared.closing.subscribe();
+        let gone = loop {
+            tokio::select! {
+                arrival = self.connection.next() => match arrival {
+                    Arrival::Text(text) => self.text(&text.into()),
+                    Arrival::Binary(_) => self.refused("binary"),
+                    Arrival::Written(tag) => self.written(tag),
+                    Arrival::Pong(_) => {}
+                    Arrival::Closed(gone) => break Some(gone),
+                },
+                () = going_down(&mut closing) => break None,
+            }
+        };
+        gauge.dec();
+        self.finish(gone).await;
+    }
+
+    async fn finish(mut self, gone: Option<Gone>) {
+        self.outbox.close();
+        match gone {
+            Some(gone) => {
+                let why = gone.as_str();
+                self.shared.metrics.connections_closed.with_label_values(&["node", why]).inc();
+                self.detach(why);
+            }
+            // Going down: jobs stay where they are, on disk and on the node.
+            None => self.connection.close(1001, "server is going down", CLOSE_WITHIN).await,
+        }
+    }
+
+    /// This connection no longer speaks for the node. If none does, the node is lost.
+    fn detach(&mut self, why: &str) {
+        let Some(attached) = self.attached.take() else { return };
+        let index = attached.node.index;
+        let links = self.shared.links.pin();
+        if links.get(&index).is_some_and(|link| link.generation == attached.generation) {
+            links.remove(&index);
+        }
+        if !self.shared.registry.detach(&attached) {
+            debug!(node = %attached.node.id, why, "an old connection of a node ended");
+            return;
+        }
+        warn!(node = %attached.node.id, why, "node lost");
+        self.shared.control.node_changed(index);
+        let now = self.shared.now();
+        self.shared.scheduler.node_lost(index, u64::MAX, now, &mut self.effects);
+        perform(&self.shared, &mut self.effects, now);
+    }
+
+    fn refused(&self, kind: &str) {
+        self.shared.metrics.frames_refused.with_label_values(&["node", kind]).inc();
+    }
+
+    fn text(&mut self, frame: &bytes::Bytes) {
+        let message = match decode(frame) {
+            Ok(message) => message,
+            Err(fault) => {
+                let node = self.attached.as_ref().map(|a| a.node.id.clone());
+                warn!(peer = %self.peer, ?node, %fault, "a node's message was not understood");
+                return self.refused(fault.kind());
+            }
+        };
+        let kind = match &message {
+            Message::Register(_) => "node_register",
+            Message::Heartbeat(_) => "node_heartbeat",
+            Message::JobResult(_) => "job_result",
+            Message::AsrPartial(_) => "asr_partial",
+            Message::JobAck(_) => "job_ack",
+            Message::JobStarted(_) => "job_started",
+            Message::NodeError(_) => "node_error",
+            Message::WrongDirection(_) => return self.refused("wrong_direction"),
+        };
+        self.shared.metrics.frames_in.with_label_values(&["node", kind]).inc();
+        match message {
+            Message::Register(report) => self.register(&report),
+            Message::Heartbeat(report) => self.heartbeat(&report),
+            message => self.about_job(message),
+        }
+    }
+
+    fn register(&mut self, report: &Report) {
+        if let Some(fault) = self.unwelcome(report) {
+            warn!(peer = %self.peer, fault, "node registration refused");
+            let command = Command::Error { code: "INVALID_CAPABILITY_SCHEMA", message: fault.into() };
+            self.send(&command);
+            return self.outbox.request_close(4400, "registration refused");
+        }
+        // The connection keeps the first id it was known by.
+        if self.is_foreign(report.node_id.as_deref()) {
+            self.shared.metrics.foreign.with_label_values(&["node"]).inc();
+        }
+        if self.attached.is_none() {
+            let named = report.node_id.as_deref().filter(|id| !id.is_empty());
+            let id = named.map_or_else(fresh_id, NodeId::from);
+            if !self.attach(id) {
+                return;
+            }
+        }
+        let Some(attached) = self.attached.clone() else { return };
+        // The answer goes first: a node drops assignments that come before it.
+        let node_id = attached.node.id.to_string();
+        let message = "Node registered successfully";
+        self.send(&Command::NodeRegisterAck { node_id, message, status: "registering" });
+        info!(node = %attached.node.id, peer = %self.peer, version = %report.version,
+            platform = %report.platform, ready = ?report.ready, "node registered");
+        self.remember(&attached, report);
+        self.report(&attached, report);
+    }
+
+    /// What the configured switches hold against a registration, if anything.
+    fn unwelcome(&self, report: &Report) -> Option<&'static str> {
+        let config = &self.shared.config.node;
+        if config.require_gpu && report.gpus == 0 {
+            return Some("a GPU is required");
+        }
+        let schema = &config.require_schema;
+        if !schema.is_empty() && report.schema.as_deref() != Some(schema.as_str()) {
+            return Some("another capability_schema_version is required");
+        }
+        None
+    }
+
+    fn heartbeat(&mut self, report: &Report) {
+        if self.attached.is_none() {
+            // After a reconnect the heartbeat may come first: it says all that is needed.
+            let Some(id) = report.node_id.as_deref().filter(|id| !id.is_empty()) else {
+                return self.refused("no_node_id");
+            };
+            if !self.attach(NodeId::from(id)) {
+                return;
+            }
+            info!(node = id, peer = %self.peer, "node is back by heartbeat");
+        }
+        if self.is_foreign(report.node_id.as_deref()) {
+            return self.shared.metrics.foreign.with_label_values(&["node"]).inc();
+        }
+        if let Some(attached) = self.attached.clone() {
+            self.report(&attached, report);
+        }
+    }
+
+    fn is_foreign(&self, id: Option<&str>) -> bool {
+        match (&self.attached, id) {
+            (Some(attached), Some(id)) => &*attached.node.id.0 != id,
+            _ => false,
+        }
+    }
+
+    /// Makes this connection the one that speaks for `id`; false if there is no room.
+    fn attach(&mut self, id: NodeId) -> bool {
+        let now = self.shared.now();
+        let attached = match self.shared.registry.attach(id, now) {
+            Ok(attached) => attached,
+            Err(full) => {
+                warn!(peer = %self.peer, %full, "node refused");
+                self.outbox.request_close(1013, "too many nodes");
+                return false;
+            }
+        };
+        let (generation, outbox) = (attached.generation, Arc::clone(&self.outbox));
+        let link = Arc::new(Link { generation, outbox, peer: self.peer });
+        let links = self.shared.links.pin();
+        let old = links.insert(attached.node.index, link).map(Arc::clone);
+        if let Some(old) = old {
+            info!(node = %attached.node.id, old = %old.peer, new = %self.peer, "node came again");
+            old.outbox.request_close(4409, "replaced by a newer connection");
+            self.after_grace(attached.clone(), now.us);
+        }
+        self.attached = Some(attached);
+        true
+    }
+
+    /// What was sent over the older connection may have gone down with it: after a grace it is
+    /// given to another node.
+    fn after_grace(&self, attached: Attached, placed_before_us: u64) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let until = shared.now().after_ms(REPLACED_GRACE_MS);
+            shared.clock.sleep_until(Some(until)).await;
+            let (now, mut effects) = (shared.now(), Effects::new());
+            let index = attached.node.index;
+            shared.scheduler.node_lost(index, placed_before_us, now, &mut effects);
+            perform(&shared, &mut effects, now);
+        });
+    }
+
+    fn report(&self, attached: &Attached, report: &Report) {
+        if self.shared.registry.report(attached, report, self.shared.now()) {
+            self.shared.control.node_changed(attached.node.index);
+        }
+    }
+
+    fn remember(&self, attached: &Attached, report: &Report) {
+        let Some(store) = &self.shared.store else { return };
+        let now = self.shared.now();
+        let row = NodeRow {
+            id: attached.node.id.clone(),
+            platform: report.platform.clone(),
+            version: report.version.clone(),
+            first_seen_unix_ms: now.unix_ms,
+            last_seen_unix_ms: now.unix_ms,
+        };
+        if store.submit(Write::Node(row), None).is_err() {
+            debug!(node = %attached.node.id, "the store is behind: the node was not noted");
+        }
+    }
+
+    fn about_job(&mut self, message: Message) {
+        let Some(attached) = &self.attached else { return self.refused("not_registered") };
+        let index = attached.node.index;
+        let now = self.shared.now();
+        let scheduler = &self.shared.scheduler;
+        match message {
+            Message::JobResult(result) => {
+                if self.is_foreign(result.node_id.as_deref()) {
+                    return self.shared.metrics.foreign.with_label_values(&["node"]).inc();
+                }
+                let (job, attempt) = (result.job_id, result.attempt_id);
+                let answered = scheduler.answer(index, result, now, &mut self.effects);
+                if answered != Answered::Settled {
+                    info!(%job, ?attempt, node = %attached.node.id, ?answered, "result not used");
+                }
+            }
+            Message::AsrPartial(partial) => {
+                scheduler.partial(index, partial, now, &mut self.effects);
+            }
+            Message::JobAck(mark) | Message::JobStarted(mark) => {
+                scheduler.started(index, &mark, now, &mut self.effects);
+            }
+            Message::NodeError(trouble) => {
+                let message = limits::clip(&trouble.message, limits::TEXT_BYTES_MAX);
+                warn!(node = %attached.node.id, code = %trouble.code, message, "node in trouble");
+            }
+            Message::Register(_) | Message::Heartbeat(_) | Message::WrongDirection(_) => {}
+        }
+        perform(&self.shared, &mut self.effects, now);
+    }
+
+    fn written(&mut self, tag: NodeTag) {
+        let Some((job, attempt)) = tag else { return };
+        let now = self.shared.now();
+        self.shared.scheduler.written(&job, attempt, now, &mut self.effects);
+        perform(&self.shared, &mut self.effects, now);
+    }
+
+    fn send(&self, command: &Command) {
+        if self.outbox.push(Frame { text: command.encode(), tag: None }).is_err() {
+            debug!(peer = %self.peer, "an answer to a node was dropped");
+        }
+    }
+}
+
+fn fresh_id() -> NodeId {
+    NodeId::from(format!("node-{:08X}", fastrand::u32(..)).as_str())
+}

@@ -1,0 +1,241 @@
+//! Makes the scheduler's decisions happen: rows to the store, assignments to nodes' outboxes,
+//! deadlines to the wheel, news to sessions. Nothing here waits.
+
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+
+use super::shared::{Mail, SessionHandle, Shared};
+use crate::job::{Effect, Effects, Ended, Job, Outcome, Progress};
+use crate::node::NodeIndex;
+use crate::protocol::node::{Command, JobResult, encode_job_assign};
+use crate::protocol::session::NetworkTimings;
+use crate::session::{Answer, News};
+use crate::store::{IdemRow, JobRow, Outcome as StoredOutcome, TerminalRow};
+use crate::store::{Done, Refused, Why, Write};
+use crate::telemetry::{Now, Stage};
+use crate::transport::{Frame, Refusal};
+
+/// Performs all effects, and those that performing them causes.
+pub(super) fn perform(shared: &Arc<Shared>, effects: &mut Effects, now: Now) {
+    while !effects.is_empty() {
+        for effect in std::mem::take(effects) {
+            perform_one(shared, effect, effects, now);
+        }
+    }
+}
+
+fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: Now) {
+    match effect {
+        Effect::Accept(job) => accept(shared, &job, now),
+        Effect::Assign { job, node, attempt } => assign(shared, job, node, attempt, more, now),
+        Effect::CancelOn { job, node, reason } => {
+            let trace_id = Some(job.spec.trace_id.to_string());
+            let command = Command::JobCancel { job_id: job.id, trace_id, reason: Some(reason) };
+            tell_node(shared, node, &command);
+        }
+        Effect::Arm(at, deadline) => shared.control.arms.push((at, deadline)),
+        Effect::Progress(job, progress) => tell_progress(shared, &job, progress),
+        Effect::Settled { job, result } => settled(shared, &job, result, now),
+        Effect::WakeQueue => shared.control.wake.notify_one(),
+        Effect::NodeChanged(node) => shared.control.node_changed(node),
+    }
+}
+
+fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
+    info!(
+        job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
+        utterance = job.spec.utterance_index, cut = job.spec.cut.as_str(),
+        audio_ms = job.spec.audio_ms, "job accepted"
+    );
+    let Some(store) = &shared.store else { return };
+    // A job that has already ended needs no row of its life.
+    let Some(audio) = job.audio() else { return };
+    let row = JobRow {
+        id: job.id,
+        spec: job.spec.clone(),
+        accepted_unix_ms: now.unix_ms,
+        attempts: 0,
+        audio_crc: 0,
+        audio_bytes: 0,
+    };
+    let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
+    let idempotency = Some(IdemRow { key: job.key(), job: job.id, expires_unix_ms });
+    let write = Write::AcceptJob { row: Box::new(row), audio: (*audio).clone(), idempotency };
+    if store.submit(write, None).is_err() {
+        // Admission looked before; a race of many submissions can still find the lane full.
+        warn!(job = %job.id, "the store is behind: this job would not survive a crash");
+        shared.metrics.jobs_refused.with_label_values(&["store_race"]).inc();
+    }
+}
+
+fn assign(
+    shared: &Arc<Shared>,
+    job: Arc<Job>,
+    node: NodeIndex,
+    attempt: u32,
+    more: &mut Effects,
+    now: Now,
+) {
+    let (Some(audio), Some(link)) =
+        (job.audio(), shared.links.pin().get(&node).map(Arc::clone))
+    else {
+        return shared.scheduler.not_sent(&job, attempt, true, now, more);
+    };
+    debug!(job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id, attempt,
+        node = node.0, "job placed");
+    let text = encode_job_assign(job.id, attempt, &job.spec, &audio);
+    let frame = Frame { text, tag: Some((Arc::clone(&job), attempt)) };
+    if let Err(refused) = link.outbox.push(frame) {
+        let gone = refused.why == Refusal::Closed;
+        shared.scheduler.not_sent(&job, attempt, gone, now, more);
+    }
+}
+
+/// Sends a node a short message, if it is there; it is told nothing it depends on.
+pub(super) fn tell_node(shared: &Shared, node: NodeIndex, command: &Command) {
+    let link = shared.links.pin().get(&node).map(Arc::clone);
+    let frame = Frame { text: command.encode(), tag: None };
+    if link.is_none_or(|link| link.outbox.push(frame).is_err()) {
+        debug!(node = node.0, "a message to a node was dropped");
+    }
+}
+
+fn tell_progress(shared: &Shared, job: &Arc<Job>, progress: Progress) {
+    let index = job.spec.utterance_index;
+    if let Progress::Dispatched = progress {
+        debug!(job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
+            attempt = job.state().attempt, "job dispatched");
+    }
+    let news = match progress {
+        Progress::Dispatched => News::Dispatched(index, job.id),
+        Progress::Accepted => News::Accepted(index, job.id),
+        Progress::Partial { text, is_final } => {
+            News::Partial { index, job: job.id, text, is_final }
+        }
+    };
+    let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
+    if session.is_some_and(|session| !session.offer(news)) {
+        shared.metrics.progress_dropped.with_label_values(&["mailbox_full"]).inc();
+    }
+}
+
+fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>, now: Now) {
+    let Some(ended) = job.ended() else { return };
+    info!(
+        job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
+        utterance = job.spec.utterance_index, outcome = ended.outcome.as_str(),
+        code = ended.code_text(), attempts = ended.attempts,
+        node = ended.node.as_ref().map(|n| &*n.0), "job settled"
+    );
+    let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
+    let Some(session) = session else { return keep_unheard(shared, job) };
+    let network = network_timings(job, result.as_deref(), now);
+    let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
+    let news = News::Settled {
+        index: job.spec.utterance_index,
+        job: job.id,
+        answer: answer(ended, result),
+        elapsed_ms,
+        network,
+    };
+    session.deliver(Mail::News(news));
+    if session.is_over() {
+        bury(shared, &session);
+    }
+}
+
+/// Nobody is there to hear how the job ended; it is kept all the same.
+fn keep_unheard(shared: &Shared, job: &Job) {
+    if record(shared, job, None, None).is_err() {
+        warn!(job = %job.id, "the store is behind: an outcome nobody waits for was not kept");
+    }
+}
+
+/// Takes the mail of a session that is over.
+pub(super) fn bury(shared: &Shared, session: &SessionHandle) {
+    while let Some(mail) = session.take() {
+        if let Mail::News(News::Settled { job, .. }) = mail {
+            if let Some(job) = shared.scheduler.job(job) {
+                keep_unheard(shared, &job);
+            }
+        }
+    }
+}
+
+fn answer(ended: &Ended, result: Option<Box<JobResult>>) -> Answer {
+    let reason = match (ended.outcome, result) {
+        (Outcome::Succeeded, Some(result)) => return Answer::Result(result),
+        (Outcome::Succeeded | Outcome::Empty, _) => return Answer::Nothing("silence_detected"),
+        (Outcome::Merged, _) => return Answer::Nothing("merged"),
+        (Outcome::Failed, _) => match ended.code {
+            Some(crate::protocol::ErrorCode::JobTimeout) => "job_timeout",
+            _ => "job_failed",
+        },
+        (Outcome::Expired, _) => "no_available_node",
+        (Outcome::Cancelled, _) => "cancelled",
+    };
+    Answer::Failed {
+        code: ended.code_text().unwrap_or("INTERNAL_ERROR").to_owned(),
+        known: ended.code,
+        message: ended.message.clone(),
+        reason,
+    }
+}
+
+fn network_timings(job: &Job, result: Option<&JobResult>, now: Now) -> NetworkTimings {
+    let positive = |ms: i64| u64::try_from(ms).ok().filter(|ms| *ms > 0);
+    let age_ms = now.us.saturating_sub(job.stamps.at(Stage::Queued)) / 1_000;
+    let queued_unix_ms = now.unix_ms.saturating_sub(age_ms) as i64;
+    let sent = job.spec.client_sent_ms;
+    let completed = result.and_then(|r| r.node_completed_at_ms);
+    NetworkTimings {
+        web_to_scheduler_ms: sent.and_then(|at| positive(queued_unix_ms.saturating_sub(at))),
+        scheduler_to_node_ms: job
+            .stamps
+            .between(Stage::Queued, Stage::Written)
+            .and_then(|us| positive((us / 1_000) as i64)),
+        node_to_scheduler_ms: completed
+            .and_then(|at| positive((now.unix_ms as i64).saturating_sub(at))),
+    }
+}
+
+/// Hands the outcome of a job to the store, with the frame owed to the client if there is one.
+pub(super) fn record(
+    shared: &Shared,
+    job: &Job,
+    outbox: Option<bytes::Bytes>,
+    done: Option<Done>,
+) -> Result<(), Option<Done>> {
+    let (Some(store), Some(ended)) = (&shared.store, job.ended()) else { return Ok(()) };
+    let terminal = TerminalRow {
+        id: job.id,
+        session: job.spec.session,
+        utterance_index: job.spec.utterance_index,
+        outcome: stored(ended.outcome),
+        code: ended.code_text().unwrap_or_default().to_owned(),
+        message: ended.message.clone(),
+        attempts: ended.attempts,
+        node: ended.node.clone(),
+        settled_unix_ms: ended.unix_ms,
+        explanation: serde_json::to_vec(&job.explain()).unwrap_or_default(),
+    };
+    let write = Write::SettleJob { terminal: Box::new(terminal), outbox };
+    match store.submit(write, done) {
+        Ok(()) => Ok(()),
+        Err(Refused { done, why: Why::Full, .. }) => Err(done),
+        // The store is shutting down: what it has not taken is done again after the start.
+        Err(Refused { why: Why::Stopped, .. }) => Ok(()),
+    }
+}
+
+fn stored(outcome: Outcome) -> StoredOutcome {
+    match outcome {
+        Outcome::Succeeded => StoredOutcome::Succeeded,
+        Outcome::Empty => StoredOutcome::Empty,
+        Outcome::Merged => StoredOutcome::Merged,
+        Outcome::Failed => StoredOutcome::Failed,
+        Outcome::Expired => StoredOutcome::Expired,
+        Outcome::Cancelled => StoredOutcome::Cancelled,
+    }
+}

@@ -1,0 +1,170 @@
+//! Looking without changing: single rows for a running store, and a closed database for the
+//! command line. Everything here is a short read transaction.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
+use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
+
+use super::StoreError;
+use super::codec::{self, Record};
+use super::record::*;
+use super::recovery::{self, FILE};
+use super::tables::{self, ONLY};
+use crate::protocol::ids::{JobId, SessionId};
+
+type Def<K> = TableDefinition<'static, K, &'static [u8]>;
+
+/// One row by its key.
+pub(super) fn row<'k, K: Key + 'static, T: Record>(
+    txn: &ReadTransaction,
+    table: Def<K>,
+    name: &'static str,
+    key: K::SelfType<'k>,
+) -> Result<Option<T>, StoreError> {
+    let Some(value) = txn.open_table(table)?.get(key)? else {
+        return Ok(None);
+    };
+    let row = codec::decode(value.value());
+    row.map(Some)
+        .map_err(|error| StoreError::BadRow { table: name, error })
+}
+
+/// The frames owed to a session above a number.
+pub(super) fn owed(
+    txn: &ReadTransaction,
+    session: SessionId,
+    after_seq: u64,
+    limit: usize,
+) -> Result<Vec<OutboxRow>, StoreError> {
+    let Some(first) = after_seq.checked_add(1) else {
+        return Ok(Vec::new());
+    };
+    let table = txn.open_table(tables::OUTBOX)?;
+    let mut rows = Vec::new();
+    for entry in table
+        .range((session.0, first)..=(session.0, u64::MAX))?
+        .take(limit)
+    {
+        let (_, value) = entry?;
+        let row = codec::decode(value.value());
+        rows.push(row.map_err(|error| StoreError::BadRow {
+            table: "outbox",
+            error,
+        })?);
+    }
+    Ok(rows)
+}
+
+/// A job, wherever it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobView {
+    /// Accepted and not ended.
+    Live(JobRow),
+    /// Ended.
+    Ended(TerminalRow),
+}
+
+/// A closed database, open for looking.
+pub struct ReadOnly {
+    db: ReadOnlyDatabase,
+    file: PathBuf,
+}
+
+/// Opens the database of a directory for looking. One that a server has open is
+/// [`StoreError::Locked`].
+pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
+    let file = dir.join(FILE);
+    if !file.exists() {
+        return Err(StoreError::Absent { file });
+    }
+    let db = Builder::new()
+        .open_read_only(&file)
+        .map_err(recovery::open_error(&file))?;
+    let opened = ReadOnly { db, file };
+    opened.meta()?;
+    Ok(opened)
+}
+
+impl ReadOnly {
+    /// A job by its id.
+    pub fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
+        let txn = self.db.begin_read()?;
+        if let Some(ended) = row(&txn, tables::TERMINALS, "terminals", id.0)? {
+            return Ok(Some(JobView::Ended(ended)));
+        }
+        Ok(row(&txn, tables::JOBS, "jobs", id.0)?.map(JobView::Live))
+    }
+
+    /// Jobs accepted and not ended, oldest first, at most `limit`.
+    pub fn jobs(&self, limit: usize) -> Result<Vec<JobRow>, StoreError> {
+        let mut jobs: Vec<JobRow> = self.all(tables::JOBS, "jobs")?;
+        jobs.sort_by_key(|job| (job.accepted_unix_ms, job.spec.utterance_index, job.id));
+        jobs.truncate(limit);
+        Ok(jobs)
+    }
+
+    /// Sessions not closed.
+    pub fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        let mut sessions: Vec<SessionRow> = self.all(tables::SESSIONS, "sessions")?;
+        let txn = self.db.begin_read()?;
+        for session in &mut sessions {
+            let seq: Option<SeqRow> = row(&txn, tables::SEQS, "outbox_seqs", session.id.0)?;
+            session.next_seq = session.next_seq.max(seq.map_or(0, |seq| seq.next));
+        }
+        Ok(sessions)
+    }
+
+    /// Frames owed to a session above a number, at most `limit`.
+    pub fn outbox(
+        &self,
+        session: SessionId,
+        after_seq: u64,
+        limit: usize,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        owed(&self.db.begin_read()?, session, after_seq, limit)
+    }
+
+    /// Nodes seen.
+    pub fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        self.all(tables::NODES, "nodes")
+    }
+
+    /// Pool configuration in force.
+    pub fn pools(&self) -> Result<Option<PoolConfigRow>, StoreError> {
+        row(&self.db.begin_read()?, tables::POOLS, "pools", ONLY)
+    }
+
+    /// The database itself.
+    pub fn meta(&self) -> Result<MetaRow, StoreError> {
+        let table = self.db.begin_read()?.open_table(tables::META)?;
+        let meta = table.get(ONLY)?.map(|value| codec::decode(value.value()));
+        recovery::believed_meta(meta, &self.file)
+    }
+
+    /// Rows that recoveries have put aside.
+    pub fn quarantined(&self) -> Result<u64, StoreError> {
+        Ok(self
+            .db
+            .begin_read()?
+            .open_table(tables::QUARANTINE)?
+            .len()?)
+    }
+
+    /// The readable rows of a table. The others are named in the log: the next start of the
+    /// server puts them aside, and a listing that ends at the first would hide all the rest.
+    fn all<K: Key + 'static, T: Record>(
+        &self,
+        table: Def<K>,
+        name: &'static str,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut rows = Vec::new();
+        for entry in self.db.begin_read()?.open_table(table)?.iter()? {
+            match codec::decode(entry?.1.value()) {
+                Ok(row) => rows.push(row),
+                Err(error) => tracing::warn!(table = name, %error, "left out a row"),
+            }
+        }
+        Ok(rows)
+    }
+}

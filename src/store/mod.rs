@@ -1,0 +1,469 @@
+//! Everything that outlives the process: sessions, jobs with their audio, how jobs ended, and the
+//! frames still owed to sessions.
+//!
+//! A [`Write`] is handed to [`Store::submit`], which never waits; one thread gathers writes into
+//! transactions, and calls a write's [`Done`] when the transaction that holds it is on the disk.
+//! What must not be said to a peer before it is durable is said from there.
+//!
+//! The store refuses to know what a job is for. It keeps three promises: a write whose `Done` was
+//! called survives a power cut; a job ends once; the frames of a session are numbered without
+//! gaps, in the transactions that end their jobs.
+//!
+//! ```text
+//! submit ─► results ──────┐
+//!        ─► accepts ──────┼─► thread "store": one batch, one commit ─► Done(Committed)
+//!        ─► housekeeping ─┘
+//! ```
+
+mod codec;
+mod inspect;
+mod record;
+mod recovery;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use redb::{Database, ReadableDatabase};
+
+pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
+pub use inspect::{JobView, ReadOnly, open_read_only};
+pub use record::{
+    IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, Outcome, PoolConfigRow, SessionRow, TerminalRow,
+};
+
+use crate::protocol::ids::{JobId, SessionId};
+use crate::protocol::job::Audio;
+use writer::{Hooks, Ledger, Shared, Writer};
+
+/// How a store behaves.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Memory for the database's pages, in bytes.
+    pub cache_bytes: usize,
+    /// Whether audio is stored. Without it a job that was accepted cannot be run after a restart.
+    pub keep_audio: bool,
+    /// How long the end of a job can be looked up, in milliseconds.
+    pub terminal_retention_ms: u64,
+    /// How many ended jobs can be looked up.
+    pub terminal_rows_max: u64,
+    /// How long a frame is kept for a session that does not come for it, in milliseconds.
+    pub outbox_retention_ms: u64,
+    /// Capacity of the lane of results and deliveries, in writes.
+    pub lane_results: usize,
+    /// Capacity of the lane of accepted jobs and of sessions, in writes.
+    pub lane_accepts: usize,
+    /// Capacity of the lane of nodes and pools, in writes.
+    pub lane_housekeeping: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+        Self {
+            cache_bytes: 64 << 20,
+            keep_audio: true,
+            terminal_retention_ms: DAY_MS,
+            terminal_rows_max: 100_000,
+            outbox_retention_ms: DAY_MS,
+            lane_results: 65_536,
+            lane_accepts: 32_768,
+            lane_housekeeping: 4_096,
+        }
+    }
+}
+
+/// A change of what is stored.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// A session opened, or changed: the row replaces the one before. Numbers already given are
+    /// never given again, whatever the row's `next_seq` says.
+    OpenSession(SessionRow),
+    /// A session is over. Frames owed to it stay until they are delivered or too old.
+    CloseSession(SessionId),
+    /// A job was accepted.
+    AcceptJob {
+        /// The job; the writer sets the fields about its audio.
+        row: Box<JobRow>,
+        /// Its audio.
+        audio: Audio,
+        /// The client's own key for it.
+        idempotency: Option<IdemRow>,
+    },
+    /// A job ended. It need not have been accepted yet: its acceptance then stores nothing.
+    SettleJob {
+        /// How.
+        terminal: Box<TerminalRow>,
+        /// The frame owed to its session, which gets the session's next number.
+        outbox: Option<Bytes>,
+    },
+    /// A session has received its frames.
+    Delivered {
+        /// The session.
+        session: SessionId,
+        /// Number of the last frame it has.
+        through_seq: u64,
+    },
+    /// A node was seen.
+    Node(NodeRow),
+    /// The pool configuration changed.
+    Pools(PoolConfigRow),
+}
+
+/// Called on the store's thread after the commit that holds the write. It must be quick, and a
+/// panic in it ends the process.
+pub type Done = Box<dyn FnOnce(Committed) + Send>;
+
+/// What a write came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Number given to the frame of a `SettleJob`: from 1, without gaps within a session. None if
+    /// there was no frame, or if the job had ended before.
+    pub outbox_seq: Option<u64>,
+}
+
+/// A write that was not taken, with everything its owner needs to try again.
+pub struct Refused {
+    /// The write.
+    pub write: Write,
+    /// Its callback, not called.
+    pub done: Option<Done>,
+    /// Why.
+    pub why: Why,
+}
+
+impl std::fmt::Debug for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Refused({:?})", self.why)
+    }
+}
+
+/// Why a write was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its lane is full: the disk is slower than the work.
+    Full,
+    /// The store has been shut down.
+    Stopped,
+}
+
+/// What was found at opening.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Starts before this one.
+    pub boot_epoch: u32,
+    /// Jobs accepted and not ended, by time of acceptance, then by place in their session.
+    pub jobs: Vec<RecoveredJob>,
+    /// Sessions not closed, each with the number its next frame gets.
+    pub sessions: Vec<SessionRow>,
+    /// Keys that have not expired.
+    pub idempotency: Vec<IdemRow>,
+    /// Nodes seen.
+    pub nodes: Vec<NodeRow>,
+    /// Pool configuration in force.
+    pub pools: Option<PoolConfigRow>,
+    /// Frames still owed, over all sessions; see [`Store::outbox`].
+    pub outbox_rows: u64,
+    /// Rows put into quarantine.
+    pub bad_rows: u64,
+}
+
+/// A job that has to be run again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredJob {
+    /// The job.
+    pub row: JobRow,
+    /// Its audio, if it is still whole.
+    pub audio: Result<Bytes, AudioLost>,
+}
+
+/// Why a job's audio is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AudioLost {
+    /// It was never stored.
+    #[error("the audio was not stored")]
+    Missing,
+    /// It is not what was stored.
+    #[error("the stored audio is damaged")]
+    Corrupt,
+}
+
+/// What the store is doing. Counters are since the process began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Results and deliveries waiting.
+    pub queued_results: usize,
+    /// Accepted jobs and sessions waiting.
+    pub queued_accepts: usize,
+    /// Nodes and pools waiting.
+    pub queued_housekeeping: usize,
+    /// Transactions committed.
+    pub commits: u64,
+    /// Rows written.
+    pub rows_written: u64,
+    /// Bytes of the values written.
+    pub bytes_written: u64,
+    /// Length of the last transaction with its commit, in microseconds.
+    pub last_commit_us: u64,
+    /// Writes in the last transaction.
+    pub last_batch_rows: u64,
+    /// Frames given up because nobody came for them.
+    pub outbox_expired: u64,
+    /// Rows that could not be believed.
+    pub bad_rows: u64,
+    /// Since the thread last moved, in microseconds; 0 while it has nothing to do.
+    pub beat_age_us: u64,
+    /// Size of the database file.
+    pub file_bytes: u64,
+}
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process, or another `Store`, has it.
+    #[error("{} is in use: another utterd has it open; stop that one, or ask it", file.display())]
+    Locked {
+        /// The file that is locked.
+        file: PathBuf,
+    },
+    /// There has been a database and it is gone.
+    #[error(
+        "{} is missing, but {} says that there was one. Starting empty would lose accepted work, \
+         so utterd does not do it by itself.{}", file.display(), marker.display(), ways_out(file)
+    )]
+    Missing {
+        /// The database.
+        file: PathBuf,
+        /// The evidence.
+        marker: PathBuf,
+    },
+    /// The file is not a database that can be read.
+    #[error("{} is damaged ({detail}). It was not changed.{}", file.display(), ways_out(file))]
+    Corrupt {
+        /// The database.
+        file: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A newer or older release made it.
+    #[error("{} belongs to another release of utterd: {detail}. Use that one.", file.display())]
+    OtherRelease {
+        /// The database.
+        file: PathBuf,
+        /// What is unknown.
+        detail: String,
+    },
+    /// Only for reading without a server: there is no database.
+    #[error("{} does not exist", file.display())]
+    Absent {
+        /// The database.
+        file: PathBuf,
+    },
+    /// Only for reading without a server: the file needs a repair that would write to it.
+    #[error("{} was not closed properly; start utterd once to repair it", file.display())]
+    Unclean {
+        /// The database.
+        file: PathBuf,
+    },
+    /// One row is not what was written.
+    #[error("a row of table {table} cannot be read: {error}")]
+    BadRow {
+        /// Where.
+        table: &'static str,
+        /// Why.
+        error: CodecError,
+    },
+    /// The operating system refused.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The refusal.
+        source: std::io::Error,
+    },
+    /// The database engine failed.
+    #[error("database: {0}")]
+    Engine(redb::Error),
+    /// The store has been shut down.
+    #[error("the store has been shut down")]
+    Stopped,
+}
+
+/// What an operator can do when the database cannot be used.
+fn ways_out(file: &Path) -> String {
+    let dir = file.parent().unwrap_or(file);
+    format!(
+        "\nEither\n  - restore a backup of {}, or\n  - move the directory {} aside and start \
+         again: utterd then starts empty, and what was accepted and not delivered is lost.",
+        file.display(),
+        dir.display()
+    )
+}
+
+macro_rules! from_engine {
+    ($($error:ident),*) => {
+        $(impl From<redb::$error> for StoreError {
+            fn from(error: redb::$error) -> Self {
+                StoreError::Engine(error.into())
+            }
+        })*
+    };
+}
+from_engine!(
+    StorageError,
+    TableError,
+    TransactionError,
+    CommitError,
+    SetDurabilityError
+);
+
+/// The store. Clones are the same store; the last one to go shuts it down.
+#[derive(Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    /// For reading; gone after the shutdown, which lets the file go.
+    db: ArcSwapOption<Database>,
+    file: PathBuf,
+    /// Only ever touched at shutdown.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the database of a directory, making one where there has never been one, and reads
+    /// back what is in it. Blocks; takes as long as reading every row that is not history.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<(Store, Recovered), StoreError> {
+        Self::open_with(dir, options, Hooks::default())
+    }
+
+    fn open_with(
+        dir: &Path,
+        options: StoreOptions,
+        hooks: Hooks,
+    ) -> Result<(Store, Recovered), StoreError> {
+        let now_ms = (hooks.now_ms)();
+        let db = Arc::new(recovery::open(dir, options.cache_bytes, now_ms)?);
+        let (recovered, seqs) = recovery::recover(&db, dir, now_ms)?;
+        let shared = Arc::new(Shared::new(&options));
+        shared.bad_rows.store(recovered.bad_rows, Relaxed);
+        let ledger = Ledger::new(&options, seqs);
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            db: Arc::clone(&db),
+            hooks,
+            ledger,
+        };
+        let spawned = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(|| writer.run());
+        let thread = spawned.map_err(|source| {
+            let path = dir.join(recovery::FILE);
+            StoreError::Io {
+                doing: "start the thread for",
+                path,
+                source,
+            }
+        })?;
+        let named = shared.thread.set(thread.thread().clone());
+        assert!(named.is_ok(), "a store has one thread");
+        let handle = Handle {
+            shared,
+            db: ArcSwapOption::new(Some(db)),
+            file: dir.join(recovery::FILE),
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok((
+            Store {
+                handle: Arc::new(handle),
+            },
+            recovered,
+        ))
+    }
+
+    /// Hands over a write. Never waits: a full lane hands it back.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the write goes back to its owner, not to a log"
+    )]
+    pub fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
+        self.handle.shared.submit(write, done)
+    }
+
+    /// Whether the lane of accepts has room: asked before a job is accepted, so that a full lane
+    /// refuses it in time.
+    pub fn has_room_for_accepts(&self) -> bool {
+        self.handle.shared.has_room_for_accepts()
+    }
+
+    /// How a job ended, if it has and is not forgotten. Reads the disk.
+    pub fn terminal(&self, id: JobId) -> Result<Option<TerminalRow>, StoreError> {
+        inspect::row(
+            &self.db()?.begin_read()?,
+            tables::TERMINALS,
+            "terminals",
+            id.0,
+        )
+    }
+
+    /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
+    /// A number that is missing was in quarantine or too old. Reads the disk.
+    pub fn outbox(
+        &self,
+        session: SessionId,
+        after_seq: u64,
+        limit: usize,
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        inspect::owed(&self.db()?.begin_read()?, session, after_seq, limit)
+    }
+
+    /// What the store is doing.
+    pub fn stats(&self) -> StoreStats {
+        let file_bytes = std::fs::metadata(&self.handle.file).map_or(0, |file| file.len());
+        StoreStats {
+            file_bytes,
+            ..self.handle.shared.stats()
+        }
+    }
+
+    /// Makes every write that was taken durable, ends the thread and closes the file. Blocks; the
+    /// second call finds nothing to do. Must not be called from a [`Done`].
+    pub fn shutdown(&self) {
+        self.handle.shutdown();
+    }
+
+    fn db(&self) -> Result<Arc<Database>, StoreError> {
+        self.handle.db.load_full().ok_or(StoreError::Stopped)
+    }
+}
+
+impl Handle {
+    fn shutdown(&self) {
+        self.shared.stop();
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // The last clone may live in a callback; a thread cannot wait for its own end.
+        let own = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
+        if let Some(thread) = thread.take_if(|thread| !own(thread)) {
+            // A thread that panicked has ended the process, or been told by a test not to.
+            let _ended = thread.join();
+        }
+        self.db.store(None);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

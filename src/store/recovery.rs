@@ -1,0 +1,552 @@
+//! From a directory to a store that can be trusted: making the database, opening it, and reading
+//! back what a process that is gone has left.
+//!
+//! Two rules: nothing is ever made over something that may have held accepted work, and nothing
+//! that fails its checksum is interpreted. A bad row is moved to `quarantine` as it is, counted,
+//! and ends its job. What recovered jobs are worth, and when to run them, is decided elsewhere.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use foldhash::{HashMap, HashSet};
+use redb::{Builder, Database, DatabaseError, Key, ReadTransaction, ReadableDatabase};
+use redb::{ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
+
+use super::codec::{self, CodecError, Record};
+use super::record::*;
+use super::tables::{self, ONLY, Tables};
+use super::writer::FIRST_SEQ;
+use super::{AudioLost, Recovered, RecoveredJob, StoreError};
+use crate::protocol::ids::{JobId, SessionId};
+
+/// The database.
+pub(super) const FILE: &str = "utterd.redb";
+/// The database while it is being made.
+const FILE_NEW: &str = "utterd.redb.new";
+/// Says that there has been a database here.
+pub(super) const MARKER: &str = "utterd.initialised";
+/// Held for the length of `open`, so that two first starts do not make two databases.
+const LOCK: &str = "utterd.lock";
+/// Layout of the tables.
+const FORMAT: u32 = 1;
+
+/// Opens the directory's database, making one where there has never been one.
+pub(super) fn open(dir: &Path, cache_bytes: usize, now_ms: u64) -> Result<Database, StoreError> {
+    std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    let _lock = lock_directory(dir)?;
+    let (path, marker) = (dir.join(FILE), dir.join(MARKER));
+    let exists = |path: &Path| path.try_exists().map_err(io_error("look for", path));
+    if !exists(&path)? {
+        if exists(&marker)? {
+            return Err(StoreError::Missing { file: path, marker });
+        }
+        create(dir, &path, now_ms)?;
+    }
+    let opened = catch_unwind(|| Builder::new().set_cache_size(cache_bytes).open(&path));
+    let db = opened
+        .unwrap_or_else(|_| Err(panicked().into()))
+        .map_err(open_error(&path))?;
+    // After the open: the marker then also stands beside a database that came from a backup, or
+    // whose making was cut short before this line.
+    if !exists(&marker)? {
+        let made = File::create(&marker).and_then(|file| file.sync_all());
+        made.map_err(io_error("write", &marker))?;
+        sync_directory(dir)?;
+    }
+    Ok(db)
+}
+
+fn lock_directory(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let file = File::create(&path).map_err(io_error("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { file: path }),
+        Err(TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
+    }
+}
+
+/// Makes an empty database under another name and moves it into place when it is whole: a crash
+/// while the engine writes its first pages leaves a file that it cannot open again.
+fn create(dir: &Path, path: &Path, now_ms: u64) -> Result<(), StoreError> {
+    let new = dir.join(FILE_NEW);
+    match std::fs::remove_file(&new) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io_error("remove", &new)(error)),
+    }
+    let db = Builder::new().create(&new).map_err(open_error(&new))?;
+    let mut txn = db.begin_write()?;
+    txn.set_quick_repair(true);
+    let mut all = Tables::open(&txn)?;
+    let meta = MetaRow {
+        format: FORMAT,
+        boot_epoch: None,
+        created_unix_ms: now_ms,
+    };
+    let value = all.sealed(&meta);
+    all.meta.insert(ONLY, value.as_slice())?;
+    drop(all);
+    txn.commit()?;
+    drop(db);
+    File::open(&new)
+        .and_then(|file| file.sync_all())
+        .map_err(io_error("sync", &new))?;
+    std::fs::rename(&new, path).map_err(io_error("rename", &new))?;
+    sync_directory(dir)
+}
+
+fn sync_directory(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(io_error("sync", dir))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |source| StoreError::Io {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What the engine said about a file, in the operator's terms.
+pub(super) fn open_error(path: &Path) -> impl Fn(DatabaseError) -> StoreError {
+    let file = path.to_owned();
+    move |error| match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { file: file.clone() },
+        DatabaseError::RepairAborted => StoreError::Unclean { file: file.clone() },
+        DatabaseError::Storage(StorageError::Io(source)) => match source.kind() {
+            // The engine's word for a magic number or a length that is wrong.
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => corrupt(&file, source),
+            _ => StoreError::Io {
+                doing: "open",
+                path: file.clone(),
+                source,
+            },
+        },
+        DatabaseError::Storage(_) | DatabaseError::UpgradeRequired(_) => corrupt(&file, error),
+        other => StoreError::Engine(other.into()),
+    }
+}
+
+fn corrupt(file: &Path, detail: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt {
+        file: file.to_owned(),
+        detail: detail.to_string(),
+    }
+}
+
+/// The engine panics on some damaged pages where it could return an error.
+fn panicked() -> StorageError {
+    StorageError::Corrupted("a page makes no sense".into())
+}
+
+/// Counts this start, reads everything back and puts aside what cannot be believed. Returns with
+/// it the next sequence number of each session.
+pub(super) fn recover(
+    db: &Database,
+    dir: &Path,
+    now_ms: u64,
+) -> Result<(Recovered, HashMap<u64, u64>), StoreError> {
+    let file = dir.join(FILE);
+    let boot_epoch = begin_epoch(db, &file)?;
+    let scan = || -> Result<Scan, StoreError> { Scan::read(&db.begin_read()?, now_ms) };
+    let scan = match catch_unwind(AssertUnwindSafe(scan)) {
+        Ok(scan) => scan.map_err(|error| scan_error(error, &file))?,
+        Err(_) => return Err(corrupt(&file, panicked())),
+    };
+    scan.put_aside(db, now_ms)?;
+    let mut jobs = scan.jobs;
+    jobs.sort_by_key(|job| {
+        (
+            job.row.accepted_unix_ms,
+            job.row.spec.utterance_index,
+            job.row.id,
+        )
+    });
+    let recovered = Recovered {
+        boot_epoch,
+        jobs,
+        sessions: scan.sessions,
+        idempotency: scan.idempotency,
+        nodes: scan.nodes,
+        pools: scan.pools,
+        outbox_rows: scan.outbox_rows,
+        bad_rows: scan.bad.len() as u64,
+    };
+    Ok((recovered, scan.seqs))
+}
+
+fn scan_error(error: StoreError, file: &Path) -> StoreError {
+    match error {
+        StoreError::Engine(redb::Error::Corrupted(detail)) => corrupt(file, detail),
+        other => other,
+    }
+}
+
+/// Commits the number of this start before anything else is done, so that whatever an earlier
+/// process still has out in the world can be told from this one's.
+fn begin_epoch(db: &Database, file: &Path) -> Result<u32, StoreError> {
+    let mut txn = db.begin_write()?;
+    txn.set_quick_repair(true);
+    let mut all = Tables::open(&txn)?;
+    let meta = all
+        .meta
+        .get(ONLY)?
+        .map(|value| codec::decode::<MetaRow>(value.value()));
+    let mut meta = believed_meta(meta, file)?;
+    let boot_epoch = match meta.boot_epoch {
+        None => 0,
+        Some(last) => last
+            .checked_add(1)
+            .ok_or_else(|| corrupt(file, "boot epoch ran out"))?,
+    };
+    meta.boot_epoch = Some(boot_epoch);
+    let value = all.sealed(&meta);
+    all.meta.insert(ONLY, value.as_slice())?;
+    drop(all);
+    txn.commit()?;
+    Ok(boot_epoch)
+}
+
+/// The database's own row; without it nothing else can be read for what it is.
+pub(super) fn believed_meta(
+    meta: Option<Result<MetaRow, CodecError>>,
+    file: &Path,
+) -> Result<MetaRow, StoreError> {
+    match meta {
+        Some(Ok(meta)) if meta.format == FORMAT => Ok(meta),
+        Some(Ok(meta)) => Err(StoreError::OtherRelease {
+            file: file.to_owned(),
+            detail: format!("table layout {} where {FORMAT} is known", meta.format),
+        }),
+        Some(Err(error @ CodecError::Version { .. })) => Err(StoreError::OtherRelease {
+            file: file.to_owned(),
+            detail: error.to_string(),
+        }),
+        Some(Err(error)) => Err(corrupt(file, error)),
+        None => Err(corrupt(file, "it does not say what it is")),
+    }
+}
+
+/// Where a row lies.
+#[derive(Debug, Clone)]
+enum Place {
+    Session(u64),
+    Seq(u64),
+    Job(u128),
+    Audio(u128),
+    Outbox(u64, u64),
+    Idempotency(u128),
+    Node(String),
+    Pools,
+}
+
+/// A row that was not believed.
+struct Bad {
+    place: Place,
+    value: Vec<u8>,
+    error: CodecError,
+}
+
+/// Everything read back, and what is to be put aside.
+#[derive(Default)]
+struct Scan {
+    jobs: Vec<RecoveredJob>,
+    sessions: Vec<SessionRow>,
+    idempotency: Vec<IdemRow>,
+    nodes: Vec<NodeRow>,
+    pools: Option<PoolConfigRow>,
+    outbox_rows: u64,
+    seqs: HashMap<u64, u64>,
+    bad: Vec<Bad>,
+    /// Rows that are sound and belong to nothing any more.
+    orphans: Vec<Place>,
+}
+
+impl Scan {
+    fn read(txn: &ReadTransaction, now_ms: u64) -> Result<Self, StoreError> {
+        let mut scan = Self::default();
+        scan.read_small_tables(txn, now_ms)?;
+        scan.read_jobs(txn)?;
+        let owed = scan.read_outbox(txn)?;
+        scan.read_sessions(txn, &owed)?;
+        Ok(scan)
+    }
+
+    fn read_small_tables(&mut self, txn: &ReadTransaction, now_ms: u64) -> Result<(), StoreError> {
+        let (idempotency, nodes) = (&mut self.idempotency, &mut self.nodes);
+        let bad = &mut self.bad;
+        each(
+            txn,
+            tables::IDEMPOTENCY,
+            bad,
+            Place::Idempotency,
+            |_, row: IdemRow| {
+                if row.expires_unix_ms > now_ms {
+                    idempotency.push(row);
+                }
+            },
+        )?;
+        each(
+            txn,
+            tables::NODES,
+            bad,
+            |id| Place::Node(id.to_owned()),
+            |_, row| nodes.push(row),
+        )?;
+        each(
+            txn,
+            tables::POOLS,
+            bad,
+            |_| Place::Pools,
+            |_, row| self.pools = Some(row),
+        )
+    }
+
+    fn read_jobs(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
+        let mut rows: Vec<JobRow> = Vec::new();
+        each(txn, tables::JOBS, &mut self.bad, Place::Job, |_, row| {
+            rows.push(row)
+        })?;
+        let table = txn.open_table(tables::AUDIO)?;
+        for row in rows {
+            let id = row.id.0;
+            let audio = match table.get(id)? {
+                None => Err(AudioLost::Missing),
+                Some(value) => match believed_audio(value.value(), &row) {
+                    Ok(audio) => Ok(audio),
+                    Err(error) => {
+                        let (place, value) = (Place::Audio(id), value.value().to_vec());
+                        self.bad.push(checked(Bad {
+                            place,
+                            value,
+                            error,
+                        })?);
+                        Err(AudioLost::Corrupt)
+                    }
+                },
+            };
+            self.jobs.push(RecoveredJob { row, audio });
+        }
+        // One audio row for each job, so a surplus shows in the count and is rarely looked for.
+        let held = self
+            .jobs
+            .iter()
+            .filter(|job| job.audio != Err(AudioLost::Missing))
+            .count();
+        if table.len()? != held as u64 {
+            let live: HashSet<u128> = self.jobs.iter().map(|job| job.row.id.0).collect();
+            for entry in table.iter()? {
+                let id = entry?.0.value();
+                if !live.contains(&id) {
+                    self.orphans.push(Place::Audio(id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what is owed; returns the sequence number behind the last row of each session.
+    fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<HashMap<u64, u64>, StoreError> {
+        let mut behind = HashMap::default();
+        let place = |(session, seq)| {
+            // Keys come in order, so the last of a session stays. An unreadable row has a number
+            // too, which must not be given twice.
+            behind.insert(session, seq + 1);
+            Place::Outbox(session, seq)
+        };
+        let owed = &mut self.outbox_rows;
+        each(
+            txn,
+            tables::OUTBOX,
+            &mut self.bad,
+            place,
+            |_, _: OutboxRow| *owed += 1,
+        )?;
+        Ok(behind)
+    }
+
+    /// The sessions with the number each goes on with. A session whose counter is unreadable is
+    /// forgotten: a client told "nothing missed" on a guess would lose results without a word.
+    fn read_sessions(
+        &mut self,
+        txn: &ReadTransaction,
+        owed: &HashMap<u64, u64>,
+    ) -> Result<(), StoreError> {
+        let mut counters: HashMap<u64, u64> = HashMap::default();
+        let bad_before = self.bad.len();
+        each(
+            txn,
+            tables::SEQS,
+            &mut self.bad,
+            Place::Seq,
+            |session, row: SeqRow| {
+                counters.insert(session, row.next);
+            },
+        )?;
+        let lost = |bad: &Bad| match bad.place {
+            Place::Seq(session) => Some(session),
+            _ => None,
+        };
+        let lost: HashSet<u64> = self.bad[bad_before..].iter().filter_map(lost).collect();
+        let mut sessions: Vec<SessionRow> = Vec::new();
+        let bad = &mut self.bad;
+        each(txn, tables::SESSIONS, bad, Place::Session, |_, row| {
+            sessions.push(row)
+        })?;
+        for mut row in sessions {
+            let session = row.id.0;
+            if lost.contains(&session) {
+                self.orphans.push(Place::Session(session));
+                continue;
+            }
+            let known = [counters.remove(&session), owed.get(&session).copied()];
+            let known = known.into_iter().flatten().max().unwrap_or(FIRST_SEQ);
+            row.next_seq = row.next_seq.max(known);
+            self.seqs.insert(session, row.next_seq);
+            self.sessions.push(row);
+        }
+        // Counters of sessions that closed, or were settled for and never opened.
+        for (session, next) in counters {
+            match owed.get(&session) {
+                Some(behind) => drop(self.seqs.insert(session, next.max(*behind))),
+                None => self.orphans.push(Place::Seq(session)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves bad rows to quarantine, ends their jobs and removes orphans, in one transaction.
+    fn put_aside(&self, db: &Database, now_ms: u64) -> Result<(), StoreError> {
+        if self.bad.is_empty() && self.orphans.is_empty() {
+            return Ok(());
+        }
+        let mut txn = db.begin_write()?;
+        txn.set_quick_repair(true);
+        let mut all = Tables::open(&txn)?;
+        for Bad {
+            place,
+            value,
+            error,
+        } in &self.bad
+        {
+            tracing::error!(?place, %error, "a stored row was put into quarantine");
+            let (table, key) = place.name();
+            all.quarantine
+                .insert((table, key.as_slice()), value.as_slice())?;
+            place.clear(&mut all)?;
+            if let Place::Job(id) = place
+                && all.terminals.get(*id)?.is_none()
+            {
+                all.put_terminal(&unreadable(JobId(*id), *error, now_ms))?;
+            }
+        }
+        for place in &self.orphans {
+            place.clear(&mut all)?;
+        }
+        drop(all);
+        txn.commit()?;
+        Ok(())
+    }
+}
+
+impl Place {
+    /// Table and key, as they stand in the quarantine.
+    fn name(&self) -> (&'static str, Vec<u8>) {
+        match self {
+            Place::Session(id) => ("sessions", id.to_be_bytes().to_vec()),
+            Place::Seq(id) => ("outbox_seqs", id.to_be_bytes().to_vec()),
+            Place::Job(id) => ("jobs", id.to_be_bytes().to_vec()),
+            Place::Audio(id) => ("audio", id.to_be_bytes().to_vec()),
+            Place::Outbox(id, seq) => (
+                "outbox",
+                [id.to_be_bytes(), seq.to_be_bytes()]
+                    .as_flattened()
+                    .to_vec(),
+            ),
+            Place::Idempotency(key) => ("idempotency", key.to_be_bytes().to_vec()),
+            Place::Node(id) => ("nodes", id.as_bytes().to_vec()),
+            Place::Pools => ("pools", vec![ONLY]),
+        }
+    }
+
+    fn clear(&self, all: &mut Tables<'_>) -> Result<(), StoreError> {
+        match self {
+            Place::Session(id) => drop(all.sessions.remove(id)?),
+            Place::Seq(id) => drop(all.seqs.remove(id)?),
+            Place::Job(id) => drop(all.jobs.remove(id)?),
+            Place::Audio(id) => drop(all.audio.remove(id)?),
+            Place::Outbox(id, seq) => drop(all.outbox.remove((*id, *seq))?),
+            Place::Idempotency(key) => drop(all.idempotency.remove(key)?),
+            Place::Node(id) => drop(all.nodes.remove(id.as_str())?),
+            Place::Pools => drop(all.pools.remove(ONLY)?),
+        }
+        Ok(())
+    }
+}
+
+/// How a job ends whose row cannot be read. Its session is in that row, so nobody is owed a frame.
+fn unreadable(id: JobId, error: CodecError, now_ms: u64) -> TerminalRow {
+    TerminalRow {
+        id,
+        session: SessionId(0),
+        utterance_index: 0,
+        outcome: Outcome::Failed,
+        code: "STORAGE_CORRUPT".into(),
+        message: format!("the stored job cannot be read: {error}"),
+        attempts: 0,
+        node: None,
+        settled_unix_ms: now_ms,
+        explanation: b"{}".to_vec(),
+    }
+}
+
+fn believed_audio(value: &[u8], row: &JobRow) -> Result<Bytes, CodecError> {
+    let audio = codec::decode_audio(value)?;
+    // Sound in itself, but is it this job's?
+    match audio.len() as u64 == u64::from(row.audio_bytes) && crc32c::crc32c(audio) == row.audio_crc
+    {
+        true => Ok(Bytes::copy_from_slice(audio)),
+        false => Err(CodecError::Checksum),
+    }
+}
+
+/// A row of another release is not damage: an older program must not throw a newer one's work
+/// into quarantine, so the start is refused instead.
+fn checked(bad: Bad) -> Result<Bad, StoreError> {
+    match bad.error {
+        CodecError::Version { .. } => Err(StoreError::OtherRelease {
+            file: PathBuf::from(FILE),
+            detail: bad.error.to_string(),
+        }),
+        _ => Ok(bad),
+    }
+}
+
+/// Reads a table: good rows go to `good`, the others to `bad`.
+fn each<K: Key + 'static, T: Record>(
+    txn: &ReadTransaction,
+    table: TableDefinition<'static, K, &'static [u8]>,
+    bad: &mut Vec<Bad>,
+    mut place: impl for<'k> FnMut(K::SelfType<'k>) -> Place,
+    mut good: impl for<'k> FnMut(K::SelfType<'k>, T),
+) -> Result<(), StoreError> {
+    for entry in txn.open_table(table)?.iter()? {
+        let (key, value) = entry?;
+        let here = place(key.value());
+        match codec::decode::<T>(value.value()) {
+            Ok(row) => good(key.value(), row),
+            Err(error) => bad.push(checked(Bad {
+                place: here,
+                value: value.value().to_vec(),
+                error,
+            })?),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,616 @@
+//! The one thread that changes the database.
+//!
+//! Three lanes lead to it, and it empties them in the order results, accepts, housekeeping: a
+//! result has work behind it that would have to be done again. There is no timer. While a commit
+//! is in flight the lanes fill, and what they hold when it returns is the next batch.
+//!
+//! The thread parks when the lanes are empty and ends the process when the disk fails it. It
+//! knows the effect of a write on the tables and nothing of why a job ended.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use crossbeam::queue::ArrayQueue;
+use foldhash::{HashMap, HashSet};
+use redb::{Database, Durability, ReadableTable};
+
+use super::codec;
+use super::record::{IdemRow, JobRow, OutboxRow, SeqRow, SessionRow, TerminalRow};
+use super::tables::{ONLY, Tables};
+use super::{Committed, Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
+use crate::protocol::job::Audio;
+
+/// Most writes in one transaction.
+const BATCH_ROWS_MAX: usize = 4_096;
+/// A batch is closed by the write that takes it to this many bytes.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Old rows of each kind forgotten with one commit, beside two for every job it ends: retention
+/// keeps pace with the work and never makes a transaction of its own size.
+const PRUNE_ROWS: usize = 64;
+/// Jobs remembered as ended before their acceptance arrived. An acceptance trails by no more than
+/// its lane holds; the default lane is half of this.
+const EARLY_ENDS_MAX: usize = 65_536;
+/// First sequence number of every session, so that 0 can mean "has received nothing".
+pub(super) const FIRST_SEQ: u64 = 1;
+
+/// What the thread takes from the world beside the disk; tests put their own in.
+#[derive(Clone)]
+pub(super) struct Hooks {
+    /// Unix time in milliseconds.
+    pub(super) now_ms: fn() -> u64,
+    /// Asked before every commit; an error has the effect of one from the disk.
+    pub(super) before_commit: Arc<dyn Fn() -> Result<(), StoreError> + Send + Sync>,
+    /// Ends the process. Where it returns, as in tests, the thread ends without another write.
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            now_ms: unix_ms,
+            before_commit: Arc::new(|| Ok(())),
+            fatal: Arc::new(stop_process),
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// After a failed sync nobody knows which pages reached the disk, and a second sync may claim
+/// success for pages that were dropped. Only a fresh start reads what is really there.
+fn stop_process(why: &str) {
+    tracing::error!(
+        why,
+        "the store cannot go on; stopping so that recovery starts from the disk"
+    );
+    std::process::abort();
+}
+
+/// A write under way.
+pub(super) struct Entry {
+    write: Write,
+    done: Option<Done>,
+}
+
+/// What submitters and the thread have in common.
+pub(super) struct Shared {
+    results: ArrayQueue<Entry>,
+    accepts: ArrayQueue<Entry>,
+    housekeeping: ArrayQueue<Entry>,
+    /// Submitters between entering and leaving `submit`.
+    submitting: AtomicUsize,
+    /// No more writes are taken. Set once, by `stop` or by the thread when it ends.
+    stopping: AtomicBool,
+    /// The thread is parked or about to be. Set by it; cleared by whoever wakes it.
+    sleeping: AtomicBool,
+    /// Whom to wake; set before the first submitter can exist.
+    pub(super) thread: OnceLock<Thread>,
+    /// Zero of `beat_us`.
+    born: Instant,
+    /// When the thread last moved, microseconds since `born`.
+    beat_us: AtomicU64,
+    commits: AtomicU64,
+    rows_written: AtomicU64,
+    bytes_written: AtomicU64,
+    last_commit_us: AtomicU64,
+    last_batch_rows: AtomicU64,
+    outbox_expired: AtomicU64,
+    /// Rows not believed, since the process began; recovery adds its own.
+    pub(super) bad_rows: AtomicU64,
+}
+
+/// Counts a submitter in, and out again whichever way it leaves.
+struct Inside<'a>(&'a AtomicUsize);
+
+impl<'a> Inside<'a> {
+    fn enter(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Shared {
+    /// Whether a write to the lane of accepts would be taken now.
+    pub(super) fn has_room_for_accepts(&self) -> bool {
+        !self.accepts.is_full()
+    }
+
+    pub(super) fn new(options: &StoreOptions) -> Self {
+        Self {
+            results: ArrayQueue::new(options.lane_results.max(1)),
+            accepts: ArrayQueue::new(options.lane_accepts.max(1)),
+            housekeeping: ArrayQueue::new(options.lane_housekeeping.max(1)),
+            submitting: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            thread: OnceLock::new(),
+            born: Instant::now(),
+            beat_us: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            rows_written: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+            last_commit_us: AtomicU64::new(0),
+            last_batch_rows: AtomicU64::new(0),
+            outbox_expired: AtomicU64::new(0),
+            bad_rows: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts a write into its lane, or hands it back.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the write goes back to its owner, not to a log"
+    )]
+    pub(super) fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
+        let _inside = Inside::enter(&self.submitting);
+        // Either this load sees the stop, or the thread's later look at `submitting` sees us and
+        // waits: both sides write first and read second, all four in one SeqCst order.
+        if self.stopping.load(SeqCst) {
+            return Err(Refused {
+                write,
+                done,
+                why: Why::Stopped,
+            });
+        }
+        let lane = match &write {
+            Write::SettleJob { .. } | Write::Delivered { .. } => &self.results,
+            Write::AcceptJob { .. } | Write::OpenSession(_) | Write::CloseSession(_) => {
+                &self.accepts
+            }
+            Write::Node(_) | Write::Pools(_) => &self.housekeeping,
+        };
+        if let Err(Entry { write, done }) = lane.push(Entry { write, done }) {
+            return Err(Refused {
+                write,
+                done,
+                why: Why::Full,
+            });
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Refuses writes from now on, and has the thread finish those it has.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the thread if it sleeps; of many callers at most one pays for it.
+    ///
+    /// No wake-up is lost. A caller changes a lane (or `stopping`), fences, then reads `sleeping`;
+    /// the thread sets `sleeping`, fences, then reads lanes and `stopping`. The two fences have an
+    /// order. If ours is first, the thread sees our change and does not park. If the thread's is
+    /// first, we see `sleeping` and unpark it; an unpark before the park makes the park return.
+    fn wake(&self) {
+        fence(SeqCst);
+        if self.sleeping.load(Relaxed)
+            && self.sleeping.swap(false, Relaxed)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Parks until there is something to do. The other half of `wake`.
+    fn rest(&self) {
+        self.sleeping.store(true, Relaxed);
+        fence(SeqCst);
+        if self.queued() == 0 && !self.stopping.load(SeqCst) {
+            // Parking may return for no reason; the flag says whether there was one.
+            while self.sleeping.load(Relaxed) {
+                std::thread::park();
+            }
+        }
+        self.sleeping.store(false, Relaxed);
+    }
+
+    /// Whether a stop was asked for and nothing more can come. `submitting` is read before the
+    /// lanes: a submitter that has left has filled its lane, and one yet to enter is refused.
+    fn finished(&self) -> bool {
+        self.stopping.load(SeqCst) && self.submitting.load(SeqCst) == 0 && self.queued() == 0
+    }
+
+    fn queued(&self) -> usize {
+        self.results.len() + self.accepts.len() + self.housekeeping.len()
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The figures, but for the size of the file.
+    pub(super) fn stats(&self) -> StoreStats {
+        let queued = [
+            self.results.len(),
+            self.accepts.len(),
+            self.housekeeping.len(),
+        ];
+        // A thread that rests with nothing to do is not late.
+        let idle = self.sleeping.load(Acquire) && queued == [0; 3];
+        let beat_age_us = match idle {
+            true => 0,
+            false => self.now_us().saturating_sub(self.beat_us.load(Relaxed)),
+        };
+        StoreStats {
+            queued_results: queued[0],
+            queued_accepts: queued[1],
+            queued_housekeeping: queued[2],
+            commits: self.commits.load(Relaxed),
+            rows_written: self.rows_written.load(Relaxed),
+            bytes_written: self.bytes_written.load(Relaxed),
+            last_commit_us: self.last_commit_us.load(Relaxed),
+            last_batch_rows: self.last_batch_rows.load(Relaxed),
+            outbox_expired: self.outbox_expired.load(Relaxed),
+            bad_rows: self.bad_rows.load(Relaxed),
+            beat_age_us,
+            file_bytes: 0,
+        }
+    }
+}
+
+/// Ends the process when the thread unwinds: without it writes would be taken and never made.
+struct FailStop {
+    shared: Arc<Shared>,
+    fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Drop for FailStop {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, SeqCst);
+        if std::thread::panicking() {
+            (self.fatal)("panic in the store's thread");
+        }
+    }
+}
+
+/// The thread's own state.
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) db: Arc<Database>,
+    pub(super) hooks: Hooks,
+    pub(super) ledger: Ledger,
+}
+
+impl Writer {
+    /// Makes writes durable until told to stop and nothing is left.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _fail_stop = FailStop {
+            shared: Arc::clone(&shared),
+            fatal: Arc::clone(&self.hooks.fatal),
+        };
+        let mut batch = Vec::new();
+        loop {
+            shared.beat_us.store(shared.now_us(), Relaxed);
+            fill(&shared, &mut batch);
+            if !batch.is_empty() {
+                if let Err(error) = self.commit(&mut batch) {
+                    (self.hooks.fatal)(&error.to_string());
+                    return;
+                }
+            } else if shared.finished() {
+                return;
+            } else if shared.stopping.load(SeqCst) {
+                // A submitter is half-way through; it takes nanoseconds and wakes nobody.
+                std::thread::yield_now();
+            } else {
+                shared.rest();
+            }
+        }
+    }
+
+    /// One transaction: all of the batch or none of it, then the callbacks.
+    fn commit(&mut self, batch: &mut Vec<Entry>) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let batch_rows = batch.len() as u64;
+        let now_ms = (self.hooks.now_ms)();
+        let mut owed: Vec<(Done, Committed)> = Vec::new();
+        let mut txn = self.db.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        // Two-phase and with the allocator saved: reopening after a kill takes milliseconds,
+        // whatever the size of the file.
+        txn.set_quick_repair(true);
+        let mut tables = Tables::open(&txn)?;
+        for Entry { write, done } in batch.drain(..) {
+            let outbox_seq = self.ledger.apply(&mut tables, write, now_ms)?;
+            owed.extend(done.map(|done| (done, Committed { outbox_seq })));
+        }
+        self.ledger.close_batch(&mut tables, now_ms)?;
+        let (rows, bytes) = (tables.rows_put, tables.bytes_put);
+        drop(tables);
+        (self.hooks.before_commit)()?;
+        txn.commit()?;
+        let shared = &self.shared;
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        shared.commits.fetch_add(1, Relaxed);
+        shared.rows_written.fetch_add(rows, Relaxed);
+        shared.bytes_written.fetch_add(bytes, Relaxed);
+        shared.last_commit_us.store(took, Relaxed);
+        shared.last_batch_rows.store(batch_rows, Release);
+        shared
+            .bad_rows
+            .fetch_add(std::mem::take(&mut self.ledger.bad_rows), Relaxed);
+        let expired = std::mem::take(&mut self.ledger.outbox_expired);
+        shared.outbox_expired.fetch_add(expired, Relaxed);
+        for (done, committed) in owed {
+            done(committed);
+        }
+        Ok(())
+    }
+}
+
+/// Moves the next batch out of the lanes.
+fn fill(shared: &Shared, batch: &mut Vec<Entry>) {
+    let mut bytes = 0;
+    for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {
+        while batch.len() < BATCH_ROWS_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(entry) = lane.pop() else { break };
+            bytes += weight(&entry.write);
+            batch.push(entry);
+        }
+    }
+}
+
+/// About how many bytes a write brings; only the parts that can be large are looked at.
+fn weight(write: &Write) -> usize {
+    const SMALL: usize = 512;
+    SMALL
+        + match write {
+            Write::AcceptJob { audio, .. } => audio.held_len(),
+            Write::SettleJob { terminal, outbox } => {
+                terminal.explanation.len() + outbox.as_ref().map_or(0, Bytes::len)
+            }
+            Write::Pools(row) => row.text.len(),
+            _ => 0,
+        }
+}
+
+/// What the writes mean for the tables, and the little that must be remembered between batches.
+pub(super) struct Ledger {
+    keep_audio: bool,
+    terminal_retention_ms: u64,
+    terminal_rows_max: u64,
+    outbox_retention_ms: u64,
+    /// Next sequence number of each session that is open or was settled for.
+    seqs: HashMap<u64, u64>,
+    /// Sessions whose number changed in this batch.
+    seqs_moved: HashSet<u64>,
+    early_ends: EarlyEnds,
+    /// Jobs ended in this batch; sets how much may be pruned.
+    settled: usize,
+    /// Rows not believed in this batch.
+    bad_rows: u64,
+    /// Frames given up in this batch.
+    outbox_expired: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(options: &StoreOptions, seqs: HashMap<u64, u64>) -> Self {
+        Self {
+            keep_audio: options.keep_audio,
+            terminal_retention_ms: options.terminal_retention_ms,
+            terminal_rows_max: options.terminal_rows_max,
+            outbox_retention_ms: options.outbox_retention_ms,
+            seqs,
+            seqs_moved: HashSet::default(),
+            early_ends: EarlyEnds::default(),
+            settled: 0,
+            bad_rows: 0,
+            outbox_expired: 0,
+        }
+    }
+
+    /// Applies one write. Returns the sequence number it was given, if it was given one.
+    fn apply(
+        &mut self,
+        tables: &mut Tables<'_>,
+        write: Write,
+        now_ms: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        match write {
+            Write::SettleJob { terminal, outbox } => {
+                return self.settle(tables, &terminal, outbox, now_ms);
+            }
+            Write::Delivered {
+                session,
+                through_seq,
+            } => {
+                self.bad_rows += tables.deliver(session.0, through_seq)?;
+            }
+            Write::AcceptJob {
+                row,
+                audio,
+                idempotency,
+            } => {
+                self.accept(tables, *row, &audio, idempotency)?;
+            }
+            Write::OpenSession(row) => self.open_session(tables, row)?,
+            Write::CloseSession(session) => {
+                // What is still owed stays, until it is delivered or too old.
+                tables.sessions.remove(session.0)?;
+                tables.seqs.remove(session.0)?;
+                self.seqs.remove(&session.0);
+                self.seqs_moved.remove(&session.0);
+            }
+            Write::Node(row) => {
+                let value = tables.sealed(&row);
+                tables.nodes.insert(&*row.id.0, value.as_slice())?;
+            }
+            Write::Pools(row) => {
+                let value = tables.sealed(&row);
+                tables.pools.insert(ONLY, value.as_slice())?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first end of a job wins; another changes nothing and is owed nothing.
+    fn settle(
+        &mut self,
+        tables: &mut Tables<'_>,
+        terminal: &TerminalRow,
+        outbox: Option<Bytes>,
+        now_ms: u64,
+    ) -> Result<Option<u64>, StoreError> {
+        let id = terminal.id.0;
+        if tables.terminals.get(id)?.is_some() {
+            return Ok(None);
+        }
+        self.settled += 1;
+        let accepted = tables.jobs.remove(id)?.is_some();
+        if accepted {
+            tables.audio.remove(id)?;
+        } else {
+            self.early_ends.insert(id);
+        }
+        tables.put_terminal(terminal)?;
+        let Some(frame) = outbox else { return Ok(None) };
+        let session = terminal.session;
+        let seq = self.next_seq(tables, session.0)?;
+        self.seqs.insert(session.0, seq + 1);
+        self.seqs_moved.insert(session.0);
+        let (job, frame) = (terminal.id, frame.into());
+        tables.put_outbox(&OutboxRow {
+            session,
+            seq,
+            job,
+            created_unix_ms: now_ms,
+            frame,
+        })?;
+        Ok(Some(seq))
+    }
+
+    fn accept(
+        &mut self,
+        tables: &mut Tables<'_>,
+        mut row: JobRow,
+        audio: &Audio,
+        idempotency: Option<IdemRow>,
+    ) -> Result<(), StoreError> {
+        if let Some(key) = idempotency {
+            tables.put_idempotency(&key)?;
+        }
+        let id = row.id.0;
+        // The terminal row is the proof that the job ended; the memory beside it holds where
+        // retention was quicker than the acceptance.
+        if self.early_ends.remove(id) || tables.terminals.get(id)?.is_some() {
+            return Ok(());
+        }
+        if self.keep_audio {
+            match codec::encode_audio(audio) {
+                Some(sealed) => {
+                    (row.audio_crc, row.audio_bytes) = (sealed.crc, sealed.bytes);
+                    tables.count(&sealed.value);
+                    tables.audio.insert(id, sealed.value.as_slice())?;
+                }
+                None => {
+                    self.bad_rows += 1;
+                    tracing::warn!(job = %row.id, "audio is not base64; job kept without it");
+                }
+            }
+        }
+        let value = tables.sealed(&row);
+        tables.jobs.insert(id, value.as_slice())?;
+        Ok(())
+    }
+
+    fn open_session(
+        &mut self,
+        tables: &mut Tables<'_>,
+        mut row: SessionRow,
+    ) -> Result<(), StoreError> {
+        let session = row.id.0;
+        row.next_seq = row.next_seq.max(self.next_seq(tables, session)?);
+        self.seqs.insert(session, row.next_seq);
+        let value = tables.sealed(&row);
+        tables.sessions.insert(session, value.as_slice())?;
+        Ok(())
+    }
+
+    /// The number the next frame of a session gets. A session that is not known (its opening is
+    /// still in the other lane, or it has closed) goes on behind what it is owed, or begins.
+    fn next_seq(&self, tables: &Tables<'_>, session: u64) -> Result<u64, StoreError> {
+        match self.seqs.get(&session) {
+            Some(next) => Ok(*next),
+            None => Ok(tables
+                .last_owed(session)?
+                .map_or(FIRST_SEQ, |last| last + 1)),
+        }
+    }
+
+    /// What belongs to the transaction and to no single write.
+    fn close_batch(&mut self, tables: &mut Tables<'_>, now_ms: u64) -> Result<(), StoreError> {
+        for session in self.seqs_moved.drain() {
+            if let Some(next) = self.seqs.get(&session).copied() {
+                let value = tables.sealed(&SeqRow { next });
+                tables.seqs.insert(session, value.as_slice())?;
+            }
+        }
+        let rows = PRUNE_ROWS + 2 * std::mem::take(&mut self.settled);
+        // At the beginning of time nothing is old, whatever the retention.
+        if let Some(before_ms) = now_ms.checked_sub(self.terminal_retention_ms) {
+            repeat(rows, || {
+                tables.prune_terminal(before_ms, self.terminal_rows_max)
+            })?;
+        }
+        if let Some(before_ms) = now_ms.checked_sub(self.outbox_retention_ms) {
+            self.outbox_expired += repeat(rows, || tables.prune_outbox(before_ms))?;
+        }
+        repeat(rows, || tables.prune_idempotency(now_ms))?;
+        Ok(())
+    }
+}
+
+/// Repeats a step until it finds nothing to do, at most `times`; returns how often it did.
+fn repeat(
+    times: usize,
+    mut step: impl FnMut() -> Result<bool, StoreError>,
+) -> Result<u64, StoreError> {
+    for done in 0..times {
+        if !step()? {
+            return Ok(done as u64);
+        }
+    }
+    Ok(times as u64)
+}
+
+/// The jobs that ended before their acceptance was seen, oldest first, bounded: an acceptance
+/// that was refused at its lane never comes to take its entry away.
+#[derive(Default)]
+struct EarlyEnds {
+    ids: HashSet<u128>,
+    order: VecDeque<u128>,
+}
+
+impl EarlyEnds {
+    fn insert(&mut self, id: u128) {
+        self.ids.insert(id);
+        self.order.push_back(id);
+        if self.order.len() > EARLY_ENDS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, id: u128) -> bool {
+        self.ids.remove(&id)
+    }
+}

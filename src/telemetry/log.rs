@@ -1,0 +1,109 @@
+//! The log on standard error: set up once, its filter exchangeable while running.
+//!
+//! Refuses to know what is logged.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config;
+
+/// The log could not be set up or changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The text is no filter; the words say why.
+    #[error("not a log filter: {0}")]
+    Filter(String),
+    /// Another part of the process set up a log of its own before.
+    #[error("the log was set up elsewhere and cannot be changed")]
+    Foreign,
+}
+
+/// A hold on the running log. Dropping it changes nothing.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    /// None when the log is not ours.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+}
+
+/// The first handle made; later calls get the same log.
+static RUNNING: OnceLock<Handle> = OnceLock::new();
+
+/// Sends the log to standard error as configured.
+///
+/// A process has one log: called again, this changes its filter and keeps its format. Where another
+/// subscriber is already set (in tests), that one stays and the handle says so.
+pub fn init(log: &config::Log) -> Result<Handle, LogError> {
+    let filter = parse(&log.level)?;
+    let mut first = false;
+    let handle = RUNNING.get_or_init(|| {
+        first = true;
+        start(log.format, filter)
+    });
+    if !first && handle.is_ours() {
+        handle.set_level(&log.level)?;
+    }
+    Ok(handle.clone())
+}
+
+impl Handle {
+    /// Whether the log of this process is the one set up here.
+    pub fn is_ours(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    /// Exchanges the filter; the same text as `log.level`.
+    pub fn set_level(&self, level: &str) -> Result<(), LogError> {
+        let filter = parse(level)?;
+        let held = self.filter.as_ref().ok_or(LogError::Foreign)?;
+        held.reload(filter).map_err(|_| LogError::Foreign)
+    }
+
+    /// The filter in force; empty when the log is not ours.
+    pub fn level(&self) -> String {
+        let held = self.filter.as_ref();
+        held.and_then(|held| held.with_current(EnvFilter::to_string).ok()).unwrap_or_default()
+    }
+}
+
+fn parse(level: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))
+}
+
+fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        config::LogFormat::Pretty => {
+            lines.with_ansi(std::io::stderr().is_terminal()).compact().boxed()
+        }
+        config::LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let set = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    Handle { filter: set.is_ok().then_some(handle) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_start_keeps_the_log_and_changes_its_filter() {
+        let mut log = config::Log::default();
+        let first = init(&log).unwrap();
+        log.level = "warn,utterd=debug".to_owned();
+        let second = init(&log).unwrap();
+        if first.is_ours() {
+            assert_eq!(first.level(), second.level());
+            assert!(first.level().contains("utterd=debug"), "{}", first.level());
+            assert_eq!(second.set_level("a=b=c"), Err(parse("a=b=c").unwrap_err()));
+            second.set_level("off").unwrap();
+            assert_eq!(first.level(), "off");
+        } else {
+            assert_eq!(second.set_level("off"), Err(LogError::Foreign));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Counters, gauges and histograms. Handles are resolved once, at start, so that recording is an
+//! atomic addition and never a look-up or a lock.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+const SECONDS: [f64; 14] = [
+    0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 5.0, 30.0,
+];
+
+macro_rules! metrics {
+    ($( $kind:ident $field:ident = $name:literal $([$($label:literal),+])? $help:literal; )*) => {
+        /// Everything that is counted, by field; names and meanings are in docs/OPERATING.md.
+        pub struct Metrics {
+            registry: Registry,
+            $( #[doc = $help] pub $field: metrics!(@type $kind), )*
+        }
+
+        impl Metrics {
+            /// A fresh set, all zero.
+            #[allow(clippy::new_without_default, reason = "one is made on purpose, at start")]
+            pub fn new() -> Self {
+                let registry = Registry::new();
+                $( let $field = metrics!(@make $kind $name [$($($label),+)?] $help);
+                   register(&registry, &$field); )*
+                Self { registry, $($field,)* }
+            }
+
+            /// Names, labels and meanings, for the documentation and its test.
+            pub fn reference() -> Vec<(&'static str, &'static [&'static str], &'static str)> {
+                vec![$( ($name, &[$($($label),+)?], $help), )*]
+            }
+        }
+    };
+    (@type counter) => { IntCounter };
+    (@type counters) => { IntCounterVec };
+    (@type gauge) => { IntGauge };
+    (@type gauges) => { IntGaugeVec };
+    (@type histogram) => { Histogram };
+    (@make counter $name:literal [] $help:literal) => { made(IntCounter::new($name, $help)) };
+    (@make gauge $name:literal [] $help:literal) => { made(IntGauge::new($name, $help)) };
+    (@make counters $name:literal [$($label:literal),+] $help:literal) => {
+        made(IntCounterVec::new(Opts::new($name, $help), &[$($label),+]))
+    };
+    (@make gauges $name:literal [$($label:literal),+] $help:literal) => {
+        made(IntGaugeVec::new(Opts::new($name, $help), &[$($label),+]))
+    };
+    (@make histogram $name:literal [] $help:literal) => {
+        made(Histogram::with_opts(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec())))
+    };
+}
+
+/// Names are literals checked by the tests; a bad one is our bug.
+#[allow(clippy::expect_used, reason = "only a malformed literal above can fail")]
+fn made<T>(metric: prometheus::Result<T>) -> T {
+    metric.expect("metric names are valid")
+}
+
+#[allow(clippy::expect_used, reason = "only a repeated literal above can fail")]
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: &C) {
+    registry.register(Box::new(metric.clone())).expect("metric names are unique");
+}
+
+metrics! {
+    counters frames_in = "utterd_frames_received_total" ["socket", "type"]
+        "Frames understood, by socket and message type.";
+    counters frames_refused = "utterd_frames_refused_total" ["socket", "kind"]
+        "Frames not understood or not allowed, by socket and kind of fault.";
+    counters connections_closed = "utterd_connections_closed_total" ["socket", "why"]
+        "Connections ended, by socket and cause.";
+    gauges connections = "utterd_connections" ["socket"]
+        "Connections open now, by socket.";
+    gauge sessions = "utterd_sessions"
+        "Sessions open now.";
+    counter sessions_opened = "utterd_sessions_opened_total"
+        "Sessions opened.";
+    counter audio_bytes = "utterd_audio_received_bytes_total"
+        "Bytes of speech received, decoded.";
+    counters audio_dropped = "utterd_audio_dropped_bytes_total" ["why"]
+        "Bytes of speech that became no job, by cause.";
+    counters cuts = "utterd_utterances_cut_total" ["reason"]
+        "Utterances cut, by reason.";
+    counters finalized = "scheduler_web_task_finalized_total" ["reason"]
+        "Utterances cut, in the words of earlier dashboards: send or timeout.";
+    counters silences = "utterd_silences_dropped_total" ["reason"]
+        "Cuts in which nothing was said and that made no job, by reason of the cut.";
+    counters jobs_settled = "utterd_jobs_settled_total" ["outcome"]
+        "Jobs ended, by outcome.";
+    counter jobs_submitted = "utterd_jobs_submitted_total"
+        "Jobs accepted.";
+    counter jobs_repeated = "utterd_jobs_repeated_total"
+        "Submissions that found their job already there.";
+    counters jobs_refused = "utterd_jobs_refused_total" ["why"]
+        "Submissions refused, by cause.";
+    gauge jobs_live = "utterd_jobs_live"
+        "Jobs not yet ended.";
+    gauge jobs_waiting = "utterd_jobs_waiting"
+        "Jobs that wait for a slot.";
+    counters attempts = "utterd_attempts_ended_total" ["why"]
+        "Attempts that ended without settling their job, by cause.";
+    counters stale = "utterd_stale_events_total" ["event"]
+        "Events that came too late to change their job, by event.";
+    counters no_node = "scheduler_no_available_node_total" ["reason"]
+        "Placements that found no node, by the most common reason among the candidates.";
+    histogram dispatch_seconds = "scheduler_dispatch_latency_seconds"
+        "From the cut of an utterance to its job_assign flushed to the node, first attempts.";
+    histogram place_seconds = "utterd_place_seconds"
+        "From the cut of an utterance to a node chosen for it, first attempts.";
+    histogram node_seconds = "utterd_node_seconds"
+        "From job_assign flushed to the result read.";
+    histogram deliver_seconds = "utterd_deliver_seconds"
+        "From the result read to its frame flushed to the listener.";
+    counters results_out = "utterd_results_sent_total" ["kind"]
+        "Outcomes written to listeners, by kind.";
+    counters progress_dropped = "utterd_progress_dropped_total" ["why"]
+        "Progress messages dropped because their receiver is slow, by cause.";
+    gauges nodes = "utterd_nodes" ["state"]
+        "Nodes known, by state.";
+    counter pool_snapshots = "utterd_pool_snapshots_total"
+        "Pool snapshots published.";
+    gauge pool_version = "utterd_pool_version"
+        "Version of the pool snapshot that placements read now.";
+    counters foreign = "utterd_foreign_ids_total" ["socket"]
+        "Messages that named an id of another connection; never acted upon.";
+    counters quarantines = "utterd_node_quarantines_total" ["why"]
+        "Nodes taken out for a time, by cause.";
+    counter model_na_received = "scheduler_model_na_received_total"
+        "MODEL_NOT_AVAILABLE failures received.";
+    counter model_na_marked = "scheduler_model_na_marked_total"
+        "Services of a node marked unavailable for a time.";
+    counter stats_requests = "scheduler_stats_requests_total"
+        "Requests of /api/v1/stats.";
+    gauge pause_ms = "scheduler_web_task_pause_ms"
+        "Configured pause that ends an utterance, in milliseconds.";
+    gauges store_queued = "utterd_store_queued" ["lane"]
+        "Writes waiting for the store, by lane.";
+    gauge store_last_commit_us = "utterd_store_last_commit_microseconds"
+        "Length of the last commit, in microseconds.";
+    gauge store_commits = "utterd_store_commits"
+        "Commits since the start.";
+    gauge store_bad_rows = "utterd_store_bad_rows"
+        "Stored rows that failed their check since the start.";
+}
+
+impl Metrics {
+    /// The exposition text.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        // Writing to memory does not fail.
+        if TextEncoder::new().encode(&self.registry.gather(), &mut text).is_err() {
+            text.clear();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_values_show() {
+        let metrics = Metrics::new();
+        metrics.cuts.with_label_values(&["pause"]).inc();
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(text.contains("utterd_utterances_cut_total{reason=\"pause\"} 1"), "{text}");
+    }
+}

@@ -1,0 +1,357 @@
+//! The accept loop, HTTP/1.1, and the step from there to a WebSocket.
+//!
+//! A socket is counted from `accept` until it is closed, whatever becomes of it in between: the count
+//! lives inside the socket itself, so nobody can forget to carry it along.
+//!
+//! It refuses to know paths, credentials and what happens after an upgrade.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice, Write};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::create_response;
+
+use super::counted::Counted;
+use super::websocket::{Limits, server_socket};
+
+/// Every answer is whole before it is sent.
+pub type Body = Full<Bytes>;
+
+/// A WebSocket that began as an HTTP request.
+pub type Socket = WebSocketStream<Counted<TokioIo<Upgraded>>>;
+
+/// Answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request. It runs inside the connection's task: slow work belongs elsewhere.
+    fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// What HTTP peers may take before they have shown who they are.
+#[derive(Debug, Clone)]
+pub struct HttpLimits {
+    /// From the first moment, or from the last answer, until the end of a request's headers.
+    pub header_timeout: Duration,
+    /// Sockets open at once, WebSockets included.
+    pub connections_max: usize,
+    /// Headers in one request; browsers send about 20. Beyond it: 431.
+    pub headers_max: usize,
+    /// Bytes of one request's line and headers. Beyond it: 431. At least 8 KiB.
+    pub buffer_bytes_max: usize,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(5),
+            connections_max: 16 * 1024,
+            headers_max: 64,
+            buffer_bytes_max: 16 * 1024,
+        }
+    }
+}
+
+/// The smallest buffer hyper works with.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
+/// Pause after `accept` failed for want of something: trying at once would only burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The answer to a connection too many.
+const FULL_HOUSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
+    retry-after: 1\r\ncontent-length: 0\r\n\r\n";
+
+/// Serves connections until `shutdown` resolves, then returns.
+///
+/// Plain HTTP connections finish the request they are in; WebSockets live on with their owners.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    service: Arc<S>,
+    limits: HttpLimits,
+    shutdown: impl Future,
+) {
+    let mut shutdown = pin!(shutdown);
+    let house = House { open: Arc::default(), connections_max: limits.connections_max };
+    // Dropped on return, which is how the connections learn of it.
+    let (_running, stopping) = watch::channel(());
+    let http = http_builder(&limits);
+    loop {
+        let (tcp, peer) = tokio::select! {
+            biased;
+            _ = &mut shutdown => return,
+            accepted = accept(&listener) => accepted,
+        };
+        let Some(permit) = house.admit() else {
+            turn_away(tcp, peer);
+            continue;
+        };
+        if let Err(error) = tcp.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "peer left before it was served");
+            continue;
+        }
+        let io = TokioIo::new(Admitted { tcp, _permit: permit });
+        tokio::spawn(connection(http.clone(), io, peer, Arc::clone(&service), stopping.clone()));
+    }
+}
+
+fn http_builder(limits: &HttpLimits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Without a timer hyper forgives every slow header.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_headers(limits.headers_max)
+        .max_buf_size(limits.buffer_bytes_max.max(BUFFER_BYTES_MIN))
+        .keep_alive(true)
+        .half_close(false);
+    http
+}
+
+/// One connection, from its first byte until it ends or becomes a WebSocket.
+async fn connection<S: Service>(
+    http: http1::Builder,
+    io: TokioIo<Admitted>,
+    peer: SocketAddr,
+    service: Arc<S>,
+    mut stopping: watch::Receiver<()>,
+) {
+    let answers = service_fn(|request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(service.call(request, peer).await) }
+    });
+    let mut exchange = pin!(http.serve_connection(io, answers).with_upgrades());
+    let outcome = tokio::select! {
+        outcome = &mut exchange => outcome,
+        _ = stopping.changed() => {
+            exchange.as_mut().graceful_shutdown();
+            exchange.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// The next connection; errors are waited out.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                if let Some(pause) = pause_after(&error) {
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// How long to wait after `accept` failed: not at all if it was only about that one connection.
+fn pause_after(error: &io::Error) -> Option<Duration> {
+    match error.kind() {
+        io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::Interrupted => None,
+        // Most of all: no more file descriptors, in the process or in the system.
+        _ => Some(ACCEPT_PAUSE),
+    }
+}
+
+/// Says 503 without waiting for the question. Best effort: it costs one write and no task.
+fn turn_away(tcp: TcpStream, peer: SocketAddr) {
+    let outcome = tcp.into_std().and_then(|mut tcp| tcp.write(FULL_HOUSE));
+    tracing::debug!(%peer, ?outcome, "too many connections");
+}
+
+/// Counts the sockets that are open.
+struct House {
+    open: Arc<AtomicUsize>,
+    connections_max: usize,
+}
+
+impl House {
+    fn admit(&self) -> Option<Permit> {
+        // Only the accept loop adds, so looking first and adding later cannot exceed the bound.
+        if self.open.load(Ordering::Acquire) >= self.connections_max {
+            return None;
+        }
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Some(Permit(Arc::clone(&self.open)))
+    }
+}
+
+/// One open socket's place in the count.
+struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A TCP socket and its permit, which ends with it: through HTTP, through the upgrade, to the close.
+struct Admitted {
+    tcp: TcpStream,
+    _permit: Permit,
+}
+
+impl AsyncRead for Admitted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Admitted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+/// A short plain-text answer.
+pub fn answer(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+/// Agrees to a WebSocket, or says why not.
+///
+/// On success the response is to be sent as it is, and the future, in a task of its own, becomes the
+/// socket once it has been. No subprotocol and no extension is ever agreed to.
+#[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
+pub fn upgrade(
+    request: &mut Request<Incoming>,
+    limits: &Limits,
+) -> Result<
+    (Response<Body>, impl Future<Output = Result<Socket, hyper::Error>> + Send + 'static + use<>),
+    Response<Body>,
+> {
+    let agreed = check_upgrade(request)?.map(|()| Body::default());
+    let upgraded = hyper::upgrade::on(request);
+    let limits = limits.clone();
+    let socket = async move { Ok(server_socket(TokioIo::new(upgraded.await?), &limits).await) };
+    Ok((agreed, socket))
+}
+
+/// The 101 to a proper request, or the answer to an improper one.
+#[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
+fn check_upgrade<B: hyper::body::Body>(
+    request: &Request<B>,
+) -> Result<Response<()>, Response<Body>> {
+    let headers = request.headers();
+    let bad = |why| Err(answer(StatusCode::BAD_REQUEST, why));
+    if request.method() != Method::GET {
+        let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, "GET only");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        return Err(response);
+    }
+    if request.version() != Version::HTTP_11 {
+        return bad("HTTP/1.1 only");
+    }
+    if !has_token(request, &header::UPGRADE, "websocket") {
+        return Err(upgrade_required());
+    }
+    if !has_token(request, &header::CONNECTION, "upgrade") {
+        return bad("no Connection: Upgrade");
+    }
+    if headers.get_all(header::HOST).iter().count() != 1 {
+        return bad("exactly one Host is needed");
+    }
+    // hyper would hand over the bytes of a body as if they were frames.
+    if !request.body().is_end_stream() {
+        return bad("no body with an upgrade");
+    }
+    let Some(version) = only(request, &header::SEC_WEBSOCKET_VERSION) else {
+        return bad("exactly one Sec-WebSocket-Version is needed");
+    };
+    if version != "13" {
+        return Err(upgrade_required());
+    }
+    let Some(key) = only(request, &header::SEC_WEBSOCKET_KEY) else {
+        return bad("exactly one Sec-WebSocket-Key is needed");
+    };
+    // The codec's check reads only the first of several Connection headers, and knows no lists in
+    // Upgrade. Both were checked above, so it is shown the plain form.
+    let plain = request::Builder::new()
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, version)
+        .header(header::SEC_WEBSOCKET_KEY, key)
+        .body(());
+    let agreed = plain.ok().and_then(|plain| create_response(&plain).ok());
+    agreed.ok_or_else(|| answer(StatusCode::BAD_REQUEST, "not a valid Sec-WebSocket-Key"))
+}
+
+/// 426 with everything the peer needs to do better.
+fn upgrade_required() -> Response<Body> {
+    let mut response = answer(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 only");
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    response
+}
+
+/// True if one of the headers called `name` lists `token`.
+fn has_token<B>(request: &Request<B>, name: &HeaderName, token: &str) -> bool {
+    let values = request.headers().get_all(name).iter();
+    let mut tokens = values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
+    tokens.any(|each| each.trim().eq_ignore_ascii_case(token))
+}
+
+/// The header called `name`, if there is exactly one.
+fn only<'a, B>(request: &'a Request<B>, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = request.headers().get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
