@@ -1,4 +1,5 @@
 //! utterd
+pub mod cli;
 pub mod config;
 pub mod job;
 pub mod node;

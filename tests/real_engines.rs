@@ -32,6 +32,7 @@ impl Drop for Running {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "a test that skips must say so")]
 fn a_human_voice_is_heard_translated_and_spoken() {
     if let Some(missing) = first_missing() {
         eprintln!("skipped: not installed: {missing}");

@@ -473,10 +473,11 @@ impl Agent {
     /// Stops what runs and says goodbye.
     async fn leave(mut self) {
         self.jobs.stop_all();
-        let Some(mut socket) = self.socket.take() else { return };
-        let goodbye = tokio::time::timeout(GOODBYE_TIME, socket.close(None)).await;
-        if !matches!(goodbye, Ok(Ok(()))) {
-            tracing::debug!("the scheduler did not hear the goodbye");
+        if let Some(mut socket) = self.socket.take() {
+            let goodbye = tokio::time::timeout(GOODBYE_TIME, socket.close(None)).await;
+            if !matches!(goodbye, Ok(Ok(()))) {
+                tracing::debug!("the scheduler did not hear the goodbye");
+            }
         }
         // Tasks just told to stop get to drop what they hold: their programs and files.
         let ends = async { while self.jobs.tasks.join_next().await.is_some() {} };

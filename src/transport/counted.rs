@@ -1,7 +1,8 @@
 //! A byte stream that counts what passes.
 //!
-//! It sits between the WebSocket codec and the socket, because only there is the truth visible: that
-//! a peer reads slowly but does read, or that it lives although no whole message has arrived yet.
+//! It sits between the WebSocket codec and the socket, because only there is the truth visible:
+//! that a peer reads slowly but does read, or that it lives although no whole message has arrived
+//! yet.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! The accept loop, HTTP/1.1, and the step from there to a WebSocket.
 //!
-//! A socket is counted from `accept` until it is closed, whatever becomes of it in between: the count
-//! lives inside the socket itself, so nobody can forget to carry it along.
+//! A socket is counted from `accept` until it is closed, whatever becomes of it in between: the
+//! count lives inside the socket itself, so nobody can forget to carry it along.
 //!
 //! It refuses to know paths, credentials and what happens after an upgrade.
 
@@ -38,6 +38,12 @@ pub type Body = Full<Bytes>;
 
 /// A WebSocket that began as an HTTP request.
 pub type Socket = WebSocketStream<Counted<TokioIo<Upgraded>>>;
+
+/// The answer to send, and what becomes the socket once it has been sent.
+pub type Agreed<F> = (Response<Body>, F);
+
+/// How an upgrade turned out.
+type NewSocket = Result<Socket, hyper::Error>;
 
 /// Answers requests.
 pub trait Service: Send + Sync + 'static {
@@ -210,7 +216,8 @@ impl Drop for Permit {
     }
 }
 
-/// A TCP socket and its permit, which ends with it: through HTTP, through the upgrade, to the close.
+/// A TCP socket and its permit, which ends with it: through HTTP, through the upgrade, to the
+/// close.
 struct Admitted {
     tcp: TcpStream,
     _permit: Permit,
@@ -267,16 +274,13 @@ pub fn answer(status: StatusCode, text: &'static str) -> Response<Body> {
 
 /// Agrees to a WebSocket, or says why not.
 ///
-/// On success the response is to be sent as it is, and the future, in a task of its own, becomes the
-/// socket once it has been. No subprotocol and no extension is ever agreed to.
+/// On success the response is to be sent as it is, and the future, in a task of its own, becomes
+/// the socket once it has been. No subprotocol and no extension is ever agreed to.
 #[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
 pub fn upgrade(
     request: &mut Request<Incoming>,
     limits: &Limits,
-) -> Result<
-    (Response<Body>, impl Future<Output = Result<Socket, hyper::Error>> + Send + 'static + use<>),
-    Response<Body>,
-> {
+) -> Result<Agreed<impl Future<Output = NewSocket> + Send + 'static + use<>>, Response<Body>> {
     let agreed = check_upgrade(request)?.map(|()| Body::default());
     let upgraded = hyper::upgrade::on(request);
     let limits = limits.clone();
@@ -308,7 +312,7 @@ fn check_upgrade<B: hyper::body::Body>(
     if headers.get_all(header::HOST).iter().count() != 1 {
         return bad("exactly one Host is needed");
     }
-    // hyper would hand over the bytes of a body as if they were frames.
+    // What follows the headers are frames: a body could not be told apart from them.
     if !request.body().is_end_stream() {
         return bad("no body with an upgrade");
     }
@@ -355,3 +359,6 @@ fn only<'a, B>(request: &'a Request<B>, name: &HeaderName) -> Option<&'a HeaderV
     let mut values = request.headers().get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! Bytes of one connection: HTTP upgrade, WebSocket life, limits, and a bounded way out.
 //!
-//! The owner of a connection pairs a `Connection` (the socket, one task) with an `Outbox` (any thread)
-//! and hears about both through `Connection::next`. Every buffer here has a bound and every wait has a
-//! deadline, both stated in `Limits` and `HttpLimits`.
+//! The owner of a connection pairs a `Connection` (the socket, one task) with an `Outbox` (any
+//! thread) and hears about both through `Connection::next`. Every buffer here has a bound and every
+//! wait a deadline, both stated in `Limits` and `HttpLimits`.
 //!
 //! It refuses to know who the peers are, what they say, and what to do about it.
 
@@ -11,11 +11,8 @@ mod http;
 mod outbox;
 mod websocket;
 
-#[cfg(test)]
-mod tests;
-
 pub use counted::Counted;
-pub use http::{Body, HttpLimits, Service, Socket, answer, serve, upgrade};
+pub use http::{Agreed, Body, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

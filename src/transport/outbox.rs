@@ -1,8 +1,8 @@
 //! Outgoing frames, waiting for the one task that owns the socket.
 //!
-//! Any thread pushes, one owner pops. The queue is bounded in frames and in bytes, because a peer that
-//! stops reading must cost its own connection, never the memory of the process. Nobody waits here: a
-//! push that does not fit is handed back at once and the caller decides what it means.
+//! Any thread pushes, one owner pops. The queue is bounded in frames and in bytes, because a peer
+//! that stops reading must cost its own connection, never the memory of the process. Nobody waits
+//! here: a push that does not fit is handed back at once and the caller decides what it means.
 //!
 //! It refuses to know what a frame says, and how it reaches the wire.
 
@@ -52,8 +52,9 @@ pub struct CloseRequest {
 
 /// A bounded queue of frames: many producers, one consumer, no lock.
 ///
-/// **Invariant:** `level` counts a frame from before it enters `queue` until after it has left, so both
-/// bounds hold at every instant and `level` is zero exactly when nothing is queued or about to be.
+/// **Invariant:** `level` counts a frame from before it enters `queue` until after it has left, so
+/// both bounds hold at every instant and `level` is zero exactly when nothing is queued or about to
+/// be.
 pub struct Outbox<T> {
     /// Frames in order of arrival. Segments are allocated as needed: an idle connection holds none.
     queue: SegQueue<Frame<T>>,
@@ -160,8 +161,8 @@ impl<T> Outbox<T> {
 
     /// Asks the owner to close the socket after all that is queued, and closes the outbox.
     ///
-    /// The outbox closes because frames arriving later could otherwise postpone the end for ever. The
-    /// first request wins; the rest change nothing.
+    /// The outbox closes because frames arriving later could otherwise postpone the end for ever.
+    /// The first request wins; the rest change nothing.
     pub fn request_close(&self, code: u16, reason: &'static str) {
         self.close_request.get_or_init(|| CloseRequest { code, reason });
         self.close();

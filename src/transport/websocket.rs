@@ -1,8 +1,8 @@
 //! The life of one WebSocket: frames out, messages in, pings, deadlines, and a proper end.
 //!
-//! One task owns the socket and nothing is split, so every decision about it is made in one place and
-//! in order. The owner calls `Connection::next` inside its `select!`; everything half done lives in
-//! the `Connection`, therefore dropping that future loses nothing.
+//! One task owns the socket and nothing is split, so every decision about it is made in one place
+//! and in order. The owner calls `Connection::next` inside its `select!`; everything half done
+//! lives in the `Connection`, therefore dropping that future loses nothing.
 //!
 //! It refuses to know who the peer is and what a message means.
 
@@ -94,22 +94,23 @@ pub enum Gone {
 }
 
 impl Gone {
-    /// The cause as one word, for metrics.
+    /// One word for logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Gone::ByPeer { .. } => "by_peer",
-            Gone::WriteStalled => "write_stalled",
-            Gone::PongMissing => "pong_missing",
-            Gone::FirstMessageLate => "first_message_late",
-            Gone::TooLarge => "too_large",
-            Gone::ProtocolError(_) => "protocol_error",
-            Gone::Io(_) => "io",
-            Gone::Requested { .. } => "requested",
+            Self::ByPeer { .. } => "by_peer",
+            Self::WriteStalled => "write_stalled",
+            Self::PongMissing => "pong_missing",
+            Self::FirstMessageLate => "first_message_late",
+            Self::TooLarge => "too_large",
+            Self::ProtocolError(_) => "protocol_error",
+            Self::Io(_) => "io",
+            Self::Requested { .. } => "requested",
         }
     }
 }
 
-/// Frames taken from the outbox before they are flushed; also bounds the tags waiting for `Written`.
+/// Frames taken from the outbox before they are flushed; also bounds the tags waiting for
+/// `Written`.
 const BATCH_FRAMES: usize = 64;
 /// Payload bytes taken from the outbox in one go, after which reading gets its turn.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -205,8 +206,9 @@ enum Phase {
 enum Step {
     /// Both close frames: ours must leave, the peer's must arrive (one of them already has).
     Handshake,
-    /// Our close frame must leave. Then the peer's bytes, no longer understood, are read and dropped:
-    /// closing a socket over unread bytes resets it, and the peer might never see our close frame.
+    /// Our close frame must leave. Then the peer's bytes, no longer understood, are read and
+    /// dropped: closing a socket over unread bytes resets it, and the peer might never see our
+    /// close frame.
     Drain,
     /// Nothing.
     Done,
@@ -376,7 +378,8 @@ impl<S, T> Connection<S, T> {
         self.in_flight.pop_front().map(Event::Written)
     }
 
-    /// Writing has failed: nothing more will leave, but what the peer sent before may still be read.
+    /// Writing has failed: nothing more will leave, but what the peer sent before may still be
+    /// read.
     fn break_off(&mut self, error: &Error) {
         self.outbox.close();
         self.flush_due = false;
@@ -399,7 +402,8 @@ where
 
     /// Sends what is queued, closes, and waits for the peer's close; all at most for `within`.
     ///
-    /// The outbox takes no more frames. Messages still arriving are dropped, as is every other event.
+    /// The outbox takes no more frames. Messages still arriving are dropped, as is every other
+    /// event.
     pub async fn close(mut self, code: u16, reason: &str, within: Duration) {
         if matches!(self.phase, Phase::Over) {
             return;
@@ -475,8 +479,8 @@ where
 
     /// Moves frames from the outbox to the socket, as many as one batch allows.
     ///
-    /// Nothing new is taken while there are `Written` to report: the next batch gathers meanwhile, and
-    /// `in_flight` stays bounded.
+    /// Nothing new is taken while there are `Written` to report: the next batch gathers meanwhile,
+    /// and `in_flight` stays bounded.
     fn write_some(&mut self, context: &mut Context<'_>) -> Result<(), End> {
         let mut bytes = 0;
         while self.flushed == 0
@@ -722,3 +726,6 @@ fn close_reason(reason: &str) -> Utf8Bytes {
     }
     Utf8Bytes::from(&reason[..end])
 }
+
+#[cfg(test)]
+mod tests;

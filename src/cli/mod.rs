@@ -1,0 +1,170 @@
+//! The verbs of the program. The only module that prints, and the only one with untyped errors.
+//!
+//! It refuses to know anything below its floor that the server does not offer.
+
+mod check;
+mod demo;
+mod http;
+mod inspect;
+mod node;
+mod serve;
+mod speak;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, Faults, environment};
+
+/// Exit codes, as documented in docs/OPERATING.md.
+mod code {
+    /// Something failed at work: no connection, a job without an answer.
+    pub(super) const FAILED: u8 = 1;
+    /// The command line or the configuration is at fault.
+    pub(super) const USAGE: u8 = 2;
+    /// The address cannot be listened on.
+    pub(super) const LISTEN: u8 = 69;
+    /// The data directory cannot be used.
+    pub(super) const DATA: u8 = 65;
+}
+
+/// Live speech translation: takes speech from sessions, gets it translated by nodes.
+#[derive(Debug, Parser)]
+#[command(name = "utterd", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the server.
+    Serve(serve::Args),
+    /// Check a configuration file and tell every fault at once.
+    Check(check::Args),
+    /// Run a server with one echo node, send it an utterance, and show what happened.
+    Demo(demo::Args),
+    /// Run a node: register with a server and do its jobs.
+    Node(node::Args),
+    /// Speak a WAV file to a server and save what comes back.
+    Speak(speak::Args),
+    /// Show what happened to a job, or what a closed database holds.
+    Inspect(inspect::Args),
+}
+
+/// Runs the program; returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let outcome = match cli.verb {
+        Verb::Serve(args) => serve::run(args),
+        Verb::Check(args) => check::run(&args),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Node(args) => node::run(args),
+        Verb::Speak(args) => speak::run(args),
+        Verb::Inspect(args) => inspect::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&format!("utterd: {:#}", failure.error));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// A verb failed: what to say, and the exit code.
+struct Failure {
+    error: anyhow::Error,
+    code: u8,
+}
+
+impl Failure {
+    fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { error: error.into(), code }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), code: code::FAILED }
+    }
+}
+
+type Outcome = Result<(), Failure>;
+
+/// Where configuration comes from.
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// Configuration file (TOML); without one, the embedded defaults.
+    #[arg(long, value_name = "FILE", env = "UTTERD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Directory of the database, created if missing.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// File, environment and flags, in rising order of rank.
+    fn load(&self) -> Result<Config, Failure> {
+        let flags = [
+            ("UTTERD_SERVER_LISTEN", self.listen.clone()),
+            ("UTTERD_SERVER_DATA", self.data.as_ref().map(|d| d.display().to_string())),
+        ];
+        let flags = flags.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?)));
+        let environment: std::collections::BTreeMap<_, _> = environment().chain(flags).collect();
+        Config::load(self.config.as_deref(), environment.into_iter()).map_err(faulty)
+    }
+}
+
+fn faulty(faults: Faults) -> Failure {
+    let text = format!("the configuration has faults:\n{faults}");
+    Failure::new(code::USAGE, anyhow::Error::msg(text))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+#[allow(clippy::print_stdout, reason = "the program's own voice")]
+fn say(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    // Nobody listens any more, as in `utterd demo | head`: nothing is left to say it to.
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the program's own voice")]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Resolves when the process is asked to end.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be caught");
+            return wait_for_interrupt().await;
+        }
+    };
+    tokio::select! {
+        () = wait_for_interrupt() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn wait_for_interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

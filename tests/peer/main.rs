@@ -1,0 +1,5 @@
+//! The node agent and the speaker against a scheduler that only follows a script.
+
+mod node;
+mod script;
+mod speaker;

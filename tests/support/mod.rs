@@ -1,0 +1,323 @@
+//! What the tests against the real server share: a server on port 0, and doubles of the two peers
+//! that speak the wire by hand.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use utterd::config::Config;
+use utterd::server::Server;
+
+/// Longest wait for something that is to happen at once.
+pub const SOON: Duration = Duration::from_secs(10);
+/// How long silence is listened to before it counts.
+pub const QUIET: Duration = Duration::from_millis(150);
+
+/// A server of its own directory.
+pub struct TestServer {
+    pub server: Server,
+    pub dir: TempDir,
+}
+
+impl TestServer {
+    /// With embedded defaults, no hangover, and what `change` makes of them.
+    pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config_for(dir.path());
+        change(&mut config);
+        let server = Server::start(config).await.unwrap();
+        Self { server, dir }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    /// Moves the server's clock.
+    pub fn advance(&self, by: Duration) {
+        self.server.clock().advance(by);
+    }
+
+    pub async fn client(&self) -> Peer {
+        Peer::connect(self.addr(), "/ws/session").await
+    }
+
+    pub async fn raw_node(&self) -> Peer {
+        Peer::connect(self.addr(), "/ws/node").await
+    }
+
+    /// A node that is registered for all pairs of `languages` and in the pools.
+    pub async fn node(&self, id: &str, languages: &[&str]) -> FakeNode {
+        let node = FakeNode::register(self.raw_node().await, id, languages).await;
+        self.until(|body| body["state"] == "ready", &format!("/api/v1/nodes/{id}")).await;
+        self.settle_pools(id).await;
+        node
+    }
+
+    async fn settle_pools(&self, id: &str) {
+        let listed = |body: &Value| body["pairs"].to_string().contains(&format!("\"{id}\""));
+        self.until(listed, "/api/v1/pools").await;
+    }
+
+    /// A session, opened; its id.
+    pub async fn session(&self, src: &str, tgt: &str) -> (Peer, String) {
+        let mut client = self.client().await;
+        client
+            .send(json!({"type": "session_init", "client_version": "t", "platform": "web",
+            "src_lang": src, "tgt_lang": tgt}))
+            .await;
+        let ack = client.expect("session_init_ack").await;
+        let id = ack["session_id"].as_str().unwrap().to_owned();
+        (client, id)
+    }
+
+    /// GET, as JSON; null where the answer is no JSON.
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let (status, body) = http(self.addr(), "GET", path, "").await;
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    /// One metric's value, by its name with labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = http(self.addr(), "GET", "/metrics", "").await;
+        let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')));
+        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Asks until the answer is as wanted.
+    pub async fn until(&self, wanted: impl Fn(&Value) -> bool, path: &str) -> Value {
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let (_, body) = self.get(path).await;
+            if wanted(&body) {
+                return body;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{path} stays at {body}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Embedded defaults on any port in `dir`, no hangover.
+pub fn config_for(dir: &Path) -> Config {
+    let mut config = Config::default();
+    config.server.listen = "127.0.0.1:0".into();
+    config.server.data = dir.to_owned();
+    config.segmenter.hangover_manual_ms = 0;
+    config
+}
+
+/// One HTTP exchange: status and body.
+pub async fn http(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    (status, body.to_owned())
+}
+
+/// One end of a WebSocket, JSON in and out.
+pub struct Peer {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Messages read while another was waited for.
+    seen: Vec<Value>,
+}
+
+impl Peer {
+    pub async fn connect(addr: SocketAddr, path: &str) -> Self {
+        let (socket, _) = connect_async(format!("ws://{addr}{path}")).await.unwrap();
+        Self { socket, seen: Vec::new() }
+    }
+
+    pub async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    pub async fn send_raw(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    /// The next message, of any type; none when the connection ends.
+    pub async fn next(&mut self) -> Option<Value> {
+        if !self.seen.is_empty() {
+            return Some(self.seen.remove(0));
+        }
+        self.read(SOON).await.expect("nothing came")
+    }
+
+    /// `Err` when nothing came in time, `Ok(None)` when the connection ended.
+    async fn read(
+        &mut self,
+        within: Duration,
+    ) -> Result<Option<Value>, tokio::time::error::Elapsed> {
+        tokio::time::timeout(within, async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        return Some(serde_json::from_str(&text).unwrap());
+                    }
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(_)) => {}
+                }
+            }
+        })
+        .await
+    }
+
+    /// The next message of that type; others are kept for later.
+    pub async fn expect(&mut self, kind: &str) -> Value {
+        if let Some(at) = self.seen.iter().position(|m| m["type"] == kind) {
+            return self.seen.remove(at);
+        }
+        loop {
+            match self.read(SOON).await {
+                Ok(Some(message)) if message["type"] == kind => return message,
+                Ok(Some(message)) => self.seen.push(message),
+                Ok(None) => panic!("closed while waiting for {kind}; seen: {:?}", self.seen),
+                Err(_) => panic!("no {kind} came; seen: {:?}", self.seen),
+            }
+        }
+    }
+
+    /// All messages of that type that come before it is quiet, and those already seen.
+    pub async fn all(&mut self, kind: &str) -> Vec<Value> {
+        while let Ok(Some(message)) = self.read(QUIET).await {
+            self.seen.push(message);
+        }
+        let (of_kind, rest) =
+            std::mem::take(&mut self.seen).into_iter().partition(|m| m["type"] == kind);
+        self.seen = rest;
+        of_kind
+    }
+
+    /// Whether the server ends the connection soon.
+    pub async fn ends(&mut self) -> bool {
+        loop {
+            match self.read(SOON).await {
+                Ok(Some(message)) => self.seen.push(message),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// A piece of a stream; an empty one is a bare marker.
+    pub async fn chunk(&mut self, session: &str, seq: u64, audio: &[u8], is_final: bool) {
+        let payload = base64_simd::STANDARD.encode_to_string(audio);
+        self.send(json!({"type": "audio_chunk", "session_id": session, "seq": seq,
+            "is_final": is_final, "payload": payload}))
+            .await;
+    }
+
+    /// A whole recording of a second.
+    pub async fn utterance(&mut self, session: &str, index: u64, src: &str, tgt: &str) {
+        let audio = base64_simd::STANDARD.encode_to_string(speech(1_000));
+        self.send(json!({"type": "utterance", "session_id": session, "utterance_index": index,
+            "manual_cut": true, "src_lang": src, "tgt_lang": tgt, "dialect": null, "audio": audio,
+            "audio_format": "pcm16", "sample_rate": 16000}))
+            .await;
+    }
+}
+
+/// Loud pcm16 of that length at 16 kHz.
+pub fn speech(ms: usize) -> Vec<u8> {
+    let wave = |i: usize| if i % 40 < 20 { 6_000_i16 } else { -6_000 };
+    (0..ms * 16).flat_map(|i| wave(i).to_le_bytes()).collect()
+}
+
+/// A chunk of a browser: length-prefixed Opus packets of `bytes` each, 20 ms apiece.
+pub fn opus(packets: usize, bytes: u16) -> Vec<u8> {
+    let packet = [bytes.to_le_bytes().to_vec(), vec![0x48; bytes.into()]].concat();
+    packet.repeat(packets)
+}
+
+/// A registration as the real node agent writes it.
+pub fn register_message(id: Option<&str>, languages: &[&str]) -> Value {
+    json!({"type": "node_register", "node_id": id, "version": "2.0.0",
+        "capability_schema_version": "2.0", "platform": "linux",
+        "hardware": {"cpu_cores": 2, "memory_gb": 24}, "installed_models": [],
+        "installed_services": [
+            {"service_id": "faster-whisper-vad", "type": "asr", "device": "gpu", "status": "running"},
+            {"service_id": "nmt-m2m100", "type": "nmt", "device": "gpu", "status": "running"},
+            {"service_id": "piper-tts", "type": "tts", "device": "gpu", "status": "running"}],
+        "capability_by_type": [{"type": "asr", "ready": true, "devices": ["gpu"]},
+            {"type": "nmt", "ready": true, "devices": ["gpu"]},
+            {"type": "tts", "ready": true, "devices": ["gpu"]}],
+        "features_supported": {}, "accept_public_jobs": true,
+        "language_capabilities": {"asr_languages": languages, "tts_languages": languages,
+            "semantic_languages": languages, "semantic_core_ready": true}})
+}
+
+/// A heartbeat as the real node agent writes it.
+pub fn heartbeat_message(id: &str, languages: &[&str]) -> Value {
+    let mut message = register_message(Some(id), languages);
+    message["type"] = "node_heartbeat".into();
+    message["timestamp"] = 1.into();
+    message["resource_usage"] =
+        json!({"cpu_percent": 12.5, "gpu_percent": 0, "mem_percent": 34.4, "running_jobs": 0});
+    message
+}
+
+/// A node that does what the test says.
+pub struct FakeNode {
+    pub peer: Peer,
+    pub id: String,
+}
+
+impl FakeNode {
+    pub async fn register(mut peer: Peer, id: &str, languages: &[&str]) -> Self {
+        peer.send(register_message(Some(id), languages)).await;
+        let ack = peer.expect("node_register_ack").await;
+        Self { id: ack["node_id"].as_str().unwrap().to_owned(), peer }
+    }
+
+    /// The next assignment.
+    pub async fn assignment(&mut self) -> Value {
+        self.peer.expect("job_assign").await
+    }
+
+    /// The answer to an assignment: `text` heard and translated, no speech.
+    pub fn result(&self, job: &Value, text: &str) -> Value {
+        json!({"type": "job_result", "job_id": job["job_id"], "attempt_id": job["attempt_id"],
+            "node_id": self.id, "session_id": job["session_id"],
+            "utterance_index": job["utterance_index"], "success": true, "text_asr": text,
+            "text_translated": format!("{text}!"), "tts_audio": "QUJDRA==", "tts_format": "pcm16",
+            "extra": {}, "processing_time_ms": 5, "trace_id": job["trace_id"]})
+    }
+
+    pub async fn answer(&mut self, job: &Value, text: &str) {
+        let message = self.result(job, text);
+        self.peer.send(message).await;
+    }
+
+    /// A failure with this code.
+    pub async fn fail(&mut self, job: &Value, error: Value) {
+        self.peer
+            .send(json!({"type": "job_result", "job_id": job["job_id"],
+                "attempt_id": job["attempt_id"], "node_id": self.id,
+                "session_id": job["session_id"], "utterance_index": job["utterance_index"],
+                "success": false, "processing_time_ms": 5, "error": error,
+                "trace_id": job["trace_id"]}))
+            .await;
+    }
+}
