@@ -134,15 +134,15 @@ fn node(address: &str, config: &Path) -> Running {
     Running(node.arg("--config").arg(config).stdout(Stdio::null()).spawn().unwrap())
 }
 
-/// Waits until the server counts a ready node; should it never say so, speaking will show whether
-/// there is one.
+/// Waits until the server has a ready node; should it never say so, speaking will show whether there
+/// is one.
 fn wait_for_a_node(address: &str) {
     let until = Instant::now() + SOON / 3;
     while Instant::now() < until {
-        let cluster = get(address, "/api/v1/cluster").unwrap_or_default();
-        let body = cluster.split("\r\n\r\n").nth(1).unwrap_or_default();
+        let nodes = get(address, "/api/v1/nodes").unwrap_or_default();
+        let body = nodes.split("\r\n\r\n").nth(1).unwrap_or_default();
         let ready = serde_json::from_str::<serde_json::Value>(body)
-            .is_ok_and(|cluster| cluster["ready_nodes"].as_u64() > Some(0));
+            .is_ok_and(|body| body["nodes"][0]["state"] == "ready");
         if ready {
             return;
         }

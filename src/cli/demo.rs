@@ -81,7 +81,9 @@ async fn show_all(args: &Args, config: Config) -> anyhow::Result<()> {
     let node_id = tokio::time::timeout(Duration::from_secs(10), registered)
         .await
         .context("the node was not registered in time")??;
-    say(&format!("node {node_id} joined; its engine is an echo: it gives the speaker's own audio back"));
+    say(&format!(
+        "node {node_id} joined; its engine is an echo: it gives the speaker's own audio back"
+    ));
     utterance(&addr.to_string()).await?;
     if !args.once {
         say(&format!("serving on http://{addr} until Ctrl-C: try /api/v1/nodes or /metrics there"));

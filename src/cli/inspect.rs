@@ -67,7 +67,8 @@ fn from_database(dir: &Path, args: &Args) -> Result<Value, Failure> {
     let value = match args.what {
         What::Job => {
             let text = args.id.as_deref().unwrap_or_default();
-            let id: JobId = text.parse().map_err(|e| Failure::new(code::USAGE, anyhow::Error::new(e)))?;
+            let id: JobId =
+                text.parse().map_err(|e| Failure::new(code::USAGE, anyhow::Error::new(e)))?;
             match store.job(id).map_err(unusable)? {
                 Some(view) => one_job(view),
                 None => return Err(anyhow::anyhow!("{id} is not in the database").into()),
@@ -77,20 +78,30 @@ fn from_database(dir: &Path, args: &Args) -> Result<Value, Failure> {
             let rows = store.jobs(ROWS_MAX).map_err(unusable)?;
             rows.into_iter().map(|row| one_job(JobView::Live(row))).collect()
         }
-        What::Nodes => store.nodes().map_err(unusable)?.iter().map(|row| {
-            json!({"node_id": row.id, "platform": row.platform, "version": row.version,
+        What::Nodes => store
+            .nodes()
+            .map_err(unusable)?
+            .iter()
+            .map(|row| {
+                json!({"node_id": row.id, "platform": row.platform, "version": row.version,
                 "first_seen_unix_ms": row.first_seen_unix_ms,
                 "last_seen_unix_ms": row.last_seen_unix_ms})
-        }).collect(),
+            })
+            .collect(),
         What::Pools => store.pools().map_err(unusable)?.map_or(Value::Null, |row| {
             let config: Value = serde_json::from_str(&row.text).unwrap_or_default();
             json!({"config_version": row.version, "config": config})
         }),
-        What::Sessions => store.sessions().map_err(unusable)?.iter().map(|row| {
-            json!({"session_id": row.id, "trace_id": row.trace_id, "tenant": row.tenant,
+        What::Sessions => store
+            .sessions()
+            .map_err(unusable)?
+            .iter()
+            .map(|row| {
+                json!({"session_id": row.id, "trace_id": row.trace_id, "tenant": row.tenant,
                 "platform": row.platform, "src_lang": row.src, "tgt_lang": row.tgt,
                 "opened_unix_ms": row.opened_unix_ms})
-        }).collect(),
+            })
+            .collect(),
     };
     Ok(value)
 }

@@ -63,7 +63,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let _log = telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
+    let _log =
+        telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
     let engine = engine(&args).map_err(|error| Failure::new(code::USAGE, error))?;
     let options = NodeOptions {
         node_id: args.id.clone(),

@@ -42,7 +42,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let _log = telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
+    let _log =
+        telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
     let unread = |e| Failure::new(code::USAGE, anyhow::Error::from(e));
     let pcm = wav::read_wav(&args.file).map_err(unread)?;
     let mode = match args.utterance {
@@ -90,9 +91,13 @@ fn line(event: &SpeakEvent) -> String {
             Some(code) => format!("  #{utterance_index} {event} {code}"),
             None => format!("  #{utterance_index} {event}"),
         },
-        SpeakEvent::Partial { utterance_index, text, .. } => format!("  #{utterance_index} … {text}"),
+        SpeakEvent::Partial { utterance_index, text, .. } => {
+            format!("  #{utterance_index} … {text}")
+        }
         SpeakEvent::Result { utterance_index, text_asr, text_translated, .. } => {
-            format!("  #{utterance_index} heard:      {text_asr}\n  #{utterance_index} translated: {text_translated}")
+            format!(
+                "  #{utterance_index} heard:      {text_asr}\n  #{utterance_index} translated: {text_translated}"
+            )
         }
         SpeakEvent::Missing { utterance_index, reason } => {
             format!("  #{utterance_index} no result: {reason}")

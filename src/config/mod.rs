@@ -234,17 +234,13 @@ section! {
         jobs_max: usize = 64, "jobs", from_to(1, 10_000);
         /// How long a finished result waits for an earlier one that is still missing.
         result_gap_wait_ms: u64 = 5_000, "ms", from_to(0, 10 * MINUTE_MS);
-        /// How long an utterance that arrived out of order waits for an earlier one.
+        /// How long an `utterance` message that arrived out of order waits for an earlier one.
         utterance_gap_wait_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// How long a session being closed waits for its open jobs.
         close_wait_ms: u64 = 10_000, "ms", from_to(0, 10 * MINUTE_MS);
-        /// Longest rest between utterances of one group, which a node sees as each other's context;
-        /// 0 groups none.
+        /// How long after the end of playing (or after the first result, while nothing was played)
+        /// further results still get the same group id.
         group_window_ms: u64 = 2_000, "ms", from_to(0, HOUR_MS);
-        /// Utterances remembered in a group.
-        group_parts_max: usize = 8, "utterances", from_to(1, 1_000);
-        /// Text of a group handed on as context.
-        group_context_bytes_max: usize = 800, "bytes", from_to(0, 64 * KIB);
         /// Whether a result leaves after it is on disk, or at once.
         delivery: Delivery = Delivery::Durable, "none", OneOf(Delivery::WORDS);
     }
@@ -274,11 +270,12 @@ section! {
         /// Longest lease, whatever the sum.
         lease_max_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
         /// Times a job is given to a node before it fails. A pool may set its own.
-        attempts_max: u32 = 3, "attempts", from_to(1, 100);
+        attempts_max: u32 = 3, "attempts", from_to(1, 8);
         /// Losses of its node after which a job fails, so that one that kills nodes does not kill
         /// them all.
         node_deaths_max: u32 = 2, "attempts", from_to(1, 100);
-        /// How long the job after a cut for length stays reserved for the node of its turn.
+        /// How long after the end of a turn an answer to one of its earlier slices is still awaited,
+        /// before the slice counts as merged into the last answer.
         turn_merge_grace_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// Jobs waiting for a node; further ones are refused.
         queue_max: usize = 20_000, "jobs", from_to(1, 10_000_000);

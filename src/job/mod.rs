@@ -281,14 +281,7 @@ impl Scheduler {
     }
 
     /// Remembers for `left_ms` that an earlier life of the server made `job` for `key`.
-    pub fn remember(
-        &self,
-        key: u128,
-        job: JobId,
-        left_ms: u64,
-        now: Now,
-        effects: &mut Effects,
-    ) {
+    pub fn remember(&self, key: u128, job: JobId, left_ms: u64, now: Now, effects: &mut Effects) {
         if self.keys.pin().try_insert(key, job).is_ok() {
             effects.push(Effect::Arm(now.after_ms(left_ms), Deadline::Forget(key)));
         }

@@ -143,10 +143,10 @@ impl Scheduler {
 
     /// Gives up a place in the turn, and with the last one the node's slot.
     pub(super) fn leave_turn(&self, job: &Job, node: NodeIndex) {
-        if job.turn.leave() {
-            if let Some(node) = self.nodes.by_index(node) {
-                node.release();
-            }
+        if job.turn.leave()
+            && let Some(node) = self.nodes.by_index(node)
+        {
+            node.release();
         }
     }
 

@@ -411,10 +411,10 @@ impl Scheduler {
         self.admission.release(&job.speaker.open);
         self.metrics.jobs_live.dec();
         self.metrics.jobs_settled.with_label_values(&[outcome.as_str()]).inc();
-        if let Some(oldest) = self.history.force_push(job.id) {
-            if let Some(old) = self.jobs.pin().remove(&oldest) {
-                self.keys.pin().remove(&old.key);
-            }
+        if let Some(oldest) = self.history.force_push(job.id)
+            && let Some(old) = self.jobs.pin().remove(&oldest)
+        {
+            self.keys.pin().remove(&old.key);
         }
         effects.push(Effect::Settled { job: Arc::clone(job), result });
         if job.spec.cut.closes_turn() {

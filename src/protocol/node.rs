@@ -395,8 +395,10 @@ struct ResultHead {
     segments_meta: Option<Value>,
 }
 
+type Fits = fn(&Value) -> bool;
+
 /// Keys of a node's `extra` that reach clients, each with the test its value must pass.
-const EXTRA_KEYS: [(&str, fn(&Value) -> bool); 7] = [
+const EXTRA_KEYS: [(&str, Fits); 7] = [
     ("emotion", Value::is_string),
     ("speech_rate", Value::is_number),
     ("voice_style", Value::is_string),

@@ -108,7 +108,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_the_parser(text in "[A-Za-z0-9+/=]{0,64}", other in ".{0,24}", first: bool) {
-            let mut map = vec![("audio", text.clone()), ("other", other)];
+            let mut map = [("audio", text.clone()), ("other", other)];
             if !first { map.reverse(); }
             let fields: Vec<String> =
                 map.iter().map(|(k, v)| format!("{k:?}: {}", serde_json::to_string(v).unwrap())).collect();

@@ -12,8 +12,8 @@ use crate::config::{Pool, check_pools};
 use crate::job::{Deadline, Effects, WaitQueue, Wheel};
 use crate::node::pool::Publisher;
 use crate::node::{Node, State};
-use crate::store::Write;
 use crate::store::PoolConfigRow;
+use crate::store::Write;
 use crate::telemetry::Now;
 
 /// How often the wheel is looked at.

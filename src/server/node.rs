@@ -13,8 +13,8 @@ use crate::job::{Answered, Effects};
 use crate::node::Attached;
 use crate::protocol::node::{Command, Message, Report, decode};
 use crate::protocol::{NodeId, limits};
-use crate::store::Write;
 use crate::store::NodeRow;
+use crate::store::Write;
 use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
 
 /// How long jobs given to an older connection of a node may still be answered over the new one.
@@ -130,7 +130,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
     fn register(&mut self, report: &Report) {
         if let Some(fault) = self.unwelcome(report) {
             warn!(peer = %self.peer, fault, "node registration refused");
-            let command = Command::Error { code: "INVALID_CAPABILITY_SCHEMA", message: fault.into() };
+            let command =
+                Command::Error { code: "INVALID_CAPABILITY_SCHEMA", message: fault.into() };
             self.send(&command);
             return self.outbox.request_close(4400, "registration refused");
         }

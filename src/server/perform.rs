@@ -11,8 +11,8 @@ use crate::node::NodeIndex;
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
 use crate::session::{Answer, News};
-use crate::store::{IdemRow, JobRow, Outcome as StoredOutcome, TerminalRow};
 use crate::store::{Done, Refused, Why, Write};
+use crate::store::{IdemRow, JobRow, Outcome as StoredOutcome, TerminalRow};
 use crate::telemetry::{Now, Stage};
 use crate::transport::{Frame, Refusal};
 
@@ -77,8 +77,7 @@ fn assign(
     more: &mut Effects,
     now: Now,
 ) {
-    let (Some(audio), Some(link)) =
-        (job.audio(), shared.links.pin().get(&node).map(Arc::clone))
+    let (Some(audio), Some(link)) = (job.audio(), shared.links.pin().get(&node).map(Arc::clone))
     else {
         return shared.scheduler.not_sent(&job, attempt, true, now, more);
     };
@@ -155,10 +154,10 @@ fn keep_unheard(shared: &Shared, job: &Job) {
 /// Takes the mail of a session that is over.
 pub(super) fn bury(shared: &Shared, session: &SessionHandle) {
     while let Some(mail) = session.take() {
-        if let Mail::News(News::Settled { job, .. }) = mail {
-            if let Some(job) = shared.scheduler.job(job) {
-                keep_unheard(shared, &job);
-            }
+        if let Mail::News(News::Settled { job, .. }) = mail
+            && let Some(job) = shared.scheduler.job(job)
+        {
+            keep_unheard(shared, &job);
         }
     }
 }

@@ -45,8 +45,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         };
         restored += 1;
         let session = row.spec.session;
-        let speaker =
-            speakers.entry(session).or_insert_with(|| shared.scheduler.speaker(session));
+        let speaker = speakers.entry(session).or_insert_with(|| shared.scheduler.speaker(session));
         let submission = Submission {
             spec: row.spec,
             audio: Audio::Raw(audio),

@@ -1,7 +1,6 @@
 //! HTTP: the two WebSocket endpoints, health, metrics, and the JSON answers for operators.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -195,8 +194,10 @@ impl Routes {
         let mut top: Vec<_> = usage.iter().map(|(lang, row)| (lang.clone(), row[2])).collect();
         top.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
         top.truncate(TOP_LANGUAGES);
-        let top: Vec<Value> =
-            top.into_iter().map(|(language, count)| json!({"language": language, "count": count})).collect();
+        let top: Vec<Value> = top
+            .into_iter()
+            .map(|(language, count)| json!({"language": language, "count": count}))
+            .collect();
         let usage: BTreeMap<&String, Value> = usage
             .iter()
             .map(|(lang, [src, tgt, total])| {
@@ -443,12 +444,8 @@ impl Routes {
 }
 
 impl Service for Routes {
-    fn call(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> impl Future<Output = Response<Body>> + Send {
-        async move { self.route(request, peer).await }
+    async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        self.route(request, peer).await
     }
 }
 

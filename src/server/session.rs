@@ -189,8 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             now.unix_ms,
             config.session.jobs_max,
         ));
-        let session =
-            Session::new(id, profile, config.session.clone(), config.segmenter.clone());
+        let session = Session::new(id, profile, config.session.clone(), config.segmenter.clone());
         info!(session = %id, trace_id = %session.profile.trace_id, peer = %self.peer,
             src = %session.profile.src, tgt = %session.profile.tgt,
             platform = %session.profile.platform, "session opened");
@@ -283,7 +282,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             }
             Effect::WasCut(cut) => {
                 metrics.cuts.with_label_values(&[cut.as_str()]).inc();
-                let earlier = if cut == crate::protocol::job::Cut::Manual { "send" } else { "timeout" };
+                let earlier =
+                    if cut == crate::protocol::job::Cut::Manual { "send" } else { "timeout" };
                 metrics.finalized.with_label_values(&[earlier]).inc();
             }
             Effect::Foreign => metrics.foreign.with_label_values(&["session"]).inc(),
@@ -391,10 +391,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
         self.shared.sessions.pin().remove(&open.handle.id);
         open.handle.end();
         bury(&self.shared, &open.handle);
-        if let Some(store) = &self.shared.store {
-            if store.submit(Write::CloseSession(open.handle.id), None).is_err() {
-                warn!(session = %open.handle.id, "the end of a session was not noted");
-            }
+        if let Some(store) = &self.shared.store
+            && store.submit(Write::CloseSession(open.handle.id), None).is_err()
+        {
+            warn!(session = %open.handle.id, "the end of a session was not noted");
         }
         info!(session = %open.handle.id, trace_id = %open.session.profile.trace_id,
             utterances = open.session.utterances(), "session closed");

@@ -158,12 +158,8 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new() -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let control = Self {
-            arms: SegQueue::new(),
-            changed: SegQueue::new(),
-            wake: Notify::new(),
-            commands,
-        };
+        let control =
+            Self { arms: SegQueue::new(), changed: SegQueue::new(), wake: Notify::new(), commands };
         (control, receiver)
     }
 

@@ -82,10 +82,7 @@ pub enum CodecError {
 pub(super) fn encode<T: Record>(row: &T) -> Vec<u8> {
     seal(T::KIND, T::VERSION, 256, |out| {
         let written = bincode::encode_into_std_write(row, out, CONFIG);
-        assert!(
-            written.is_ok(),
-            "a row is plain data and a Vec takes all of it"
-        );
+        assert!(written.is_ok(), "a row is plain data and a Vec takes all of it");
     })
 }
 
@@ -115,15 +112,10 @@ pub(super) struct SealedAudio {
 /// None for base64 that is not, which the protocol's decoder refuses before it gets here.
 pub(super) fn encode_audio(audio: &Audio) -> Option<SealedAudio> {
     let mut sound = true;
-    let value = seal(
-        AUDIO_KIND,
-        AUDIO_VERSION,
-        audio.held_len(),
-        |out| match audio {
-            Audio::Raw(raw) => out.extend_from_slice(raw),
-            Audio::Base64(text) => sound = base64_simd::STANDARD.decode_append(text, out).is_ok(),
-        },
-    );
+    let value = seal(AUDIO_KIND, AUDIO_VERSION, audio.held_len(), |out| match audio {
+        Audio::Raw(raw) => out.extend_from_slice(raw),
+        Audio::Base64(text) => sound = base64_simd::STANDARD.decode_append(text, out).is_ok(),
+    });
     let raw = &value[HEADER_BYTES..value.len() - CRC_BYTES];
     let (crc, bytes) = (crc32c::crc32c(raw), raw.len() as u32);
     sound.then_some(SealedAudio { value, crc, bytes })
@@ -140,10 +132,7 @@ fn seal(kind: u8, version: u8, room: usize, fill: impl FnOnce(&mut Vec<u8>)) -> 
     fill(&mut out);
     let payload = out.len() - HEADER_BYTES;
     // What cannot be read back must not be acknowledged as written.
-    assert!(
-        payload <= PAYLOAD_BYTES_MAX,
-        "the borders bound every row and frame"
-    );
+    assert!(payload <= PAYLOAD_BYTES_MAX, "the borders bound every row and frame");
     out[2..HEADER_BYTES].copy_from_slice(&(payload as u32).to_le_bytes());
     let crc = crc32c::crc32c(&out);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -162,22 +151,13 @@ fn unseal(bytes: &[u8], kind: u8, version: u8) -> Result<&[u8], CodecError> {
     }
     let said = u32::from_le_bytes([l0, l1, l2, l3]);
     if usize::try_from(said) != Ok(payload.len()) {
-        return Err(CodecError::Length {
-            said,
-            found: payload.len(),
-        });
+        return Err(CodecError::Length { said, found: payload.len() });
     }
     if found_kind != kind {
-        return Err(CodecError::Kind {
-            wanted: kind,
-            found: found_kind,
-        });
+        return Err(CodecError::Kind { wanted: kind, found: found_kind });
     }
     if found_version != version {
-        return Err(CodecError::Version {
-            kind,
-            found: found_version,
-        });
+        return Err(CodecError::Version { kind, found: found_version });
     }
     Ok(payload)
 }
@@ -209,15 +189,8 @@ mod tests {
             created_unix_ms: 7,
             frame: vec![0, 255],
         };
-        let idem = IdemRow {
-            key: 1,
-            job: JobId(2),
-            expires_unix_ms: 3,
-        };
-        let pools = PoolConfigRow {
-            version: 9,
-            text: "[pools]".into(),
-        };
+        let idem = IdemRow { key: 1, job: JobId(2), expires_unix_ms: 3 };
+        let pools = PoolConfigRow { version: 9, text: "[pools]".into() };
         for job in [plain_job(1), full_job(2)] {
             assert_eq!(decode::<JobRow>(&encode(&job)), Ok(job));
         }
@@ -257,29 +230,20 @@ mod tests {
     fn a_truncated_value_is_refused_at_every_length() {
         let value = encode(&full_terminal(1));
         for len in 0..value.len() {
-            assert!(
-                decode::<TerminalRow>(&value[..len]).is_err(),
-                "length {len}"
-            );
+            assert!(decode::<TerminalRow>(&value[..len]).is_err(), "length {len}");
         }
     }
 
     #[test]
     fn an_unknown_version_is_named() {
         let value = resealed(&encode(&full_job(1)), |body| body[0] = 9);
-        let wanted = CodecError::Version {
-            kind: JobRow::KIND,
-            found: 9,
-        };
+        let wanted = CodecError::Version { kind: JobRow::KIND, found: 9 };
         assert_eq!(decode::<JobRow>(&value), Err(wanted));
     }
 
     #[test]
     fn a_row_of_another_table_is_refused() {
-        let wanted = CodecError::Kind {
-            wanted: SessionRow::KIND,
-            found: JobRow::KIND,
-        };
+        let wanted = CodecError::Kind { wanted: SessionRow::KIND, found: JobRow::KIND };
         assert_eq!(decode::<SessionRow>(&encode(&full_job(1))), Err(wanted));
     }
 

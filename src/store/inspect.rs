@@ -1,6 +1,7 @@
 //! Looking without changing: single rows for a running store, and a closed database for the
 //! command line. Everything here is a short read transaction.
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
@@ -26,8 +27,7 @@ pub(super) fn row<'k, K: Key + 'static, T: Record>(
         return Ok(None);
     };
     let row = codec::decode(value.value());
-    row.map(Some)
-        .map_err(|error| StoreError::BadRow { table: name, error })
+    row.map(Some).map_err(|error| StoreError::BadRow { table: name, error })
 }
 
 /// The frames owed to a session above a number.
@@ -42,16 +42,10 @@ pub(super) fn owed(
     };
     let table = txn.open_table(tables::OUTBOX)?;
     let mut rows = Vec::new();
-    for entry in table
-        .range((session.0, first)..=(session.0, u64::MAX))?
-        .take(limit)
-    {
+    for entry in table.range((session.0, first)..=(session.0, u64::MAX))?.take(limit) {
         let (_, value) = entry?;
         let row = codec::decode(value.value());
-        rows.push(row.map_err(|error| StoreError::BadRow {
-            table: "outbox",
-            error,
-        })?);
+        rows.push(row.map_err(|error| StoreError::BadRow { table: "outbox", error })?);
     }
     Ok(rows)
 }
@@ -78,9 +72,9 @@ pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
     if !file.exists() {
         return Err(StoreError::Absent { file });
     }
-    let db = Builder::new()
-        .open_read_only(&file)
-        .map_err(recovery::open_error(&file))?;
+    let opened = catch_unwind(|| Builder::new().open_read_only(&file));
+    let opened = opened.unwrap_or_else(|_| Err(recovery::panicked().into()));
+    let db = opened.map_err(recovery::open_error(&file))?;
     let opened = ReadOnly { db, file };
     opened.meta()?;
     Ok(opened)
@@ -137,18 +131,12 @@ impl ReadOnly {
 
     /// The database itself.
     pub fn meta(&self) -> Result<MetaRow, StoreError> {
-        let table = self.db.begin_read()?.open_table(tables::META)?;
-        let meta = table.get(ONLY)?.map(|value| codec::decode(value.value()));
-        recovery::believed_meta(meta, &self.file)
+        recovery::believed_meta(&self.db.begin_read()?, &self.file)
     }
 
     /// Rows that recoveries have put aside.
     pub fn quarantined(&self) -> Result<u64, StoreError> {
-        Ok(self
-            .db
-            .begin_read()?
-            .open_table(tables::QUARANTINE)?
-            .len()?)
+        Ok(self.db.begin_read()?.open_table(tables::QUARANTINE)?.len()?)
     }
 
     /// The readable rows of a table. The others are named in the log: the next start of the

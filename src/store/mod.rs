@@ -245,7 +245,7 @@ pub enum StoreError {
         marker: PathBuf,
     },
     /// The file is not a database that can be read.
-    #[error("{} is damaged ({detail}). It was not changed.{}", file.display(), ways_out(file))]
+    #[error("{} is damaged ({detail}).{}", file.display(), ways_out(file))]
     Corrupt {
         /// The database.
         file: PathBuf,
@@ -318,13 +318,7 @@ macro_rules! from_engine {
         })*
     };
 }
-from_engine!(
-    StorageError,
-    TableError,
-    TransactionError,
-    CommitError,
-    SetDurabilityError
-);
+from_engine!(StorageError, TableError, TransactionError, CommitError, SetDurabilityError);
 
 /// The store. Clones are the same store; the last one to go shuts it down.
 #[derive(Clone)]
@@ -355,26 +349,15 @@ impl Store {
     ) -> Result<(Store, Recovered), StoreError> {
         let now_ms = (hooks.now_ms)();
         let db = Arc::new(recovery::open(dir, options.cache_bytes, now_ms)?);
-        let (recovered, seqs) = recovery::recover(&db, dir, now_ms)?;
+        let (recovered, seqs) = recovery::recover(Arc::clone(&db), dir, now_ms)?;
         let shared = Arc::new(Shared::new(&options));
         shared.bad_rows.store(recovered.bad_rows, Relaxed);
         let ledger = Ledger::new(&options, seqs);
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            db: Arc::clone(&db),
-            hooks,
-            ledger,
-        };
-        let spawned = std::thread::Builder::new()
-            .name("store".into())
-            .spawn(|| writer.run());
+        let writer = Writer { shared: Arc::clone(&shared), db: Arc::clone(&db), hooks, ledger };
+        let spawned = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = spawned.map_err(|source| {
             let path = dir.join(recovery::FILE);
-            StoreError::Io {
-                doing: "start the thread for",
-                path,
-                source,
-            }
+            StoreError::Io { doing: "start the thread for", path, source }
         })?;
         let named = shared.thread.set(thread.thread().clone());
         assert!(named.is_ok(), "a store has one thread");
@@ -384,19 +367,11 @@ impl Store {
             file: dir.join(recovery::FILE),
             thread: Mutex::new(Some(thread)),
         };
-        Ok((
-            Store {
-                handle: Arc::new(handle),
-            },
-            recovered,
-        ))
+        Ok((Store { handle: Arc::new(handle) }, recovered))
     }
 
     /// Hands over a write. Never waits: a full lane hands it back.
-    #[allow(
-        clippy::result_large_err,
-        reason = "the write goes back to its owner, not to a log"
-    )]
+    #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
     pub fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
         self.handle.shared.submit(write, done)
     }
@@ -409,12 +384,7 @@ impl Store {
 
     /// How a job ended, if it has and is not forgotten. Reads the disk.
     pub fn terminal(&self, id: JobId) -> Result<Option<TerminalRow>, StoreError> {
-        inspect::row(
-            &self.db()?.begin_read()?,
-            tables::TERMINALS,
-            "terminals",
-            id.0,
-        )
+        inspect::row(&self.db()?.begin_read()?, tables::TERMINALS, "terminals", id.0)
     }
 
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
@@ -431,10 +401,7 @@ impl Store {
     /// What the store is doing.
     pub fn stats(&self) -> StoreStats {
         let file_bytes = std::fs::metadata(&self.handle.file).map_or(0, |file| file.len());
-        StoreStats {
-            file_bytes,
-            ..self.handle.shared.stats()
-        }
+        StoreStats { file_bytes, ..self.handle.shared.stats() }
     }
 
     /// Makes every write that was taken durable, ends the thread and closes the file. Blocks; the

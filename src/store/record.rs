@@ -221,14 +221,7 @@ pub(super) mod samples {
             client_sent_ms: None,
         };
         let id = JobId(id);
-        JobRow {
-            id,
-            spec,
-            accepted_unix_ms: 0,
-            attempts: 0,
-            audio_crc: 0,
-            audio_bytes: 0,
-        }
+        JobRow { id, spec, accepted_unix_ms: 0, attempts: 0, audio_crc: 0, audio_bytes: 0 }
     }
 
     pub(in crate::store) fn full_job(id: u128) -> JobRow {
@@ -244,10 +237,7 @@ pub(super) mod samples {
             lang_a: Some(lang("zh")),
             lang_b: Some(lang("en")),
             auto_langs: Some(vec![lang("zh"), lang("ja")]),
-            features: Some(FeatureFlags {
-                emotion_detection: Some(true),
-                ..Default::default()
-            }),
+            features: Some(FeatureFlags { emotion_detection: Some(true), ..Default::default() }),
             pipeline: Pipeline::default(),
             audio_format: "opus".into(),
             sample_rate: 16_000,
@@ -259,12 +249,7 @@ pub(super) mod samples {
             partial_interval_ms: 1_000,
             client_sent_ms: Some(-1),
         };
-        JobRow {
-            spec,
-            accepted_unix_ms: 1_000,
-            attempts: 3,
-            ..plain_job(id)
-        }
+        JobRow { spec, accepted_unix_ms: 1_000, attempts: 3, ..plain_job(id) }
     }
 
     pub(in crate::store) fn full_session(id: u64) -> SessionRow {

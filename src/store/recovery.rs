@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use foldhash::{HashMap, HashSet};
@@ -46,9 +47,7 @@ pub(super) fn open(dir: &Path, cache_bytes: usize, now_ms: u64) -> Result<Databa
         create(dir, &path, now_ms)?;
     }
     let opened = catch_unwind(|| Builder::new().set_cache_size(cache_bytes).open(&path));
-    let db = opened
-        .unwrap_or_else(|_| Err(panicked().into()))
-        .map_err(open_error(&path))?;
+    let db = opened.unwrap_or_else(|_| Err(panicked().into())).map_err(open_error(&path))?;
     // After the open: the marker then also stands beside a database that came from a backup, or
     // whose making was cut short before this line.
     if !exists(&marker)? {
@@ -82,35 +81,23 @@ fn create(dir: &Path, path: &Path, now_ms: u64) -> Result<(), StoreError> {
     let mut txn = db.begin_write()?;
     txn.set_quick_repair(true);
     let mut all = Tables::open(&txn)?;
-    let meta = MetaRow {
-        format: FORMAT,
-        boot_epoch: None,
-        created_unix_ms: now_ms,
-    };
+    let meta = MetaRow { format: FORMAT, boot_epoch: None, created_unix_ms: now_ms };
     let value = all.sealed(&meta);
     all.meta.insert(ONLY, value.as_slice())?;
     drop(all);
     txn.commit()?;
     drop(db);
-    File::open(&new)
-        .and_then(|file| file.sync_all())
-        .map_err(io_error("sync", &new))?;
+    File::open(&new).and_then(|file| file.sync_all()).map_err(io_error("sync", &new))?;
     std::fs::rename(&new, path).map_err(io_error("rename", &new))?;
     sync_directory(dir)
 }
 
 fn sync_directory(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io_error("sync", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
-    move |source| StoreError::Io {
-        doing,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| StoreError::Io { doing, path: path.to_owned(), source }
 }
 
 /// What the engine said about a file, in the operator's terms.
@@ -122,11 +109,7 @@ pub(super) fn open_error(path: &Path) -> impl Fn(DatabaseError) -> StoreError {
         DatabaseError::Storage(StorageError::Io(source)) => match source.kind() {
             // The engine's word for a magic number or a length that is wrong.
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => corrupt(&file, source),
-            _ => StoreError::Io {
-                doing: "open",
-                path: file.clone(),
-                source,
-            },
+            _ => StoreError::Io { doing: "open", path: file.clone(), source },
         },
         DatabaseError::Storage(_) | DatabaseError::UpgradeRequired(_) => corrupt(&file, error),
         other => StoreError::Engine(other.into()),
@@ -134,40 +117,41 @@ pub(super) fn open_error(path: &Path) -> impl Fn(DatabaseError) -> StoreError {
 }
 
 fn corrupt(file: &Path, detail: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt {
-        file: file.to_owned(),
-        detail: detail.to_string(),
-    }
+    StoreError::Corrupt { file: file.to_owned(), detail: detail.to_string() }
 }
 
 /// The engine panics on some damaged pages where it could return an error.
-fn panicked() -> StorageError {
+pub(super) fn panicked() -> StorageError {
     StorageError::Corrupted("a page makes no sense".into())
 }
 
-/// Counts this start, reads everything back and puts aside what cannot be believed. Returns with
-/// it the next sequence number of each session.
+/// Reads everything back, then counts this start and puts aside what cannot be believed. Returns
+/// with it the next sequence number of each session.
+///
+/// Reading comes first, so that a database that is refused has not been written to.
 pub(super) fn recover(
-    db: &Database,
+    db: Arc<Database>,
     dir: &Path,
     now_ms: u64,
 ) -> Result<(Recovered, HashMap<u64, u64>), StoreError> {
     let file = dir.join(FILE);
-    let boot_epoch = begin_epoch(db, &file)?;
-    let scan = || -> Result<Scan, StoreError> { Scan::read(&db.begin_read()?, now_ms) };
-    let scan = match catch_unwind(AssertUnwindSafe(scan)) {
-        Ok(scan) => scan.map_err(|error| scan_error(error, &file))?,
-        Err(_) => return Err(corrupt(&file, panicked())),
+    let whole = || -> Result<(u32, Scan), StoreError> {
+        let txn = db.begin_read()?;
+        let meta = believed_meta(&txn, &file)?;
+        let scan = Scan::read(&txn, now_ms)?;
+        drop(txn);
+        Ok((scan.put_aside(&db, &file, meta, now_ms)?, scan))
     };
-    scan.put_aside(db, now_ms)?;
+    let (boot_epoch, scan) = match catch_unwind(AssertUnwindSafe(whole)) {
+        Ok(recovered) => recovered.map_err(|error| recovery_error(error, &file))?,
+        Err(_) => {
+            // Closing writes, and what the engine now believes of the file is not to be written.
+            std::mem::forget(db);
+            return Err(corrupt(&file, panicked()));
+        }
+    };
     let mut jobs = scan.jobs;
-    jobs.sort_by_key(|job| {
-        (
-            job.row.accepted_unix_ms,
-            job.row.spec.utterance_index,
-            job.row.id,
-        )
-    });
+    jobs.sort_by_key(|job| (job.row.accepted_unix_ms, job.row.spec.utterance_index, job.row.id));
     let recovered = Recovered {
         boot_epoch,
         jobs,
@@ -181,53 +165,30 @@ pub(super) fn recover(
     Ok((recovered, scan.seqs))
 }
 
-fn scan_error(error: StoreError, file: &Path) -> StoreError {
+/// Damage that shows in the middle of the file is the same to an operator as at its beginning.
+fn recovery_error(error: StoreError, file: &Path) -> StoreError {
     match error {
-        StoreError::Engine(redb::Error::Corrupted(detail)) => corrupt(file, detail),
+        StoreError::Engine(
+            error @ (redb::Error::Corrupted(_)
+            | redb::Error::TableDoesNotExist(_)
+            | redb::Error::TableTypeMismatch { .. }),
+        ) => corrupt(file, error),
         other => other,
     }
 }
 
-/// Commits the number of this start before anything else is done, so that whatever an earlier
-/// process still has out in the world can be told from this one's.
-fn begin_epoch(db: &Database, file: &Path) -> Result<u32, StoreError> {
-    let mut txn = db.begin_write()?;
-    txn.set_quick_repair(true);
-    let mut all = Tables::open(&txn)?;
-    let meta = all
-        .meta
-        .get(ONLY)?
-        .map(|value| codec::decode::<MetaRow>(value.value()));
-    let mut meta = believed_meta(meta, file)?;
-    let boot_epoch = match meta.boot_epoch {
-        None => 0,
-        Some(last) => last
-            .checked_add(1)
-            .ok_or_else(|| corrupt(file, "boot epoch ran out"))?,
-    };
-    meta.boot_epoch = Some(boot_epoch);
-    let value = all.sealed(&meta);
-    all.meta.insert(ONLY, value.as_slice())?;
-    drop(all);
-    txn.commit()?;
-    Ok(boot_epoch)
-}
-
 /// The database's own row; without it nothing else can be read for what it is.
-pub(super) fn believed_meta(
-    meta: Option<Result<MetaRow, CodecError>>,
-    file: &Path,
-) -> Result<MetaRow, StoreError> {
-    match meta {
+pub(super) fn believed_meta(txn: &ReadTransaction, file: &Path) -> Result<MetaRow, StoreError> {
+    let meta = txn.open_table(tables::META)?.get(ONLY)?;
+    match meta.map(|value| codec::decode::<MetaRow>(value.value())) {
         Some(Ok(meta)) if meta.format == FORMAT => Ok(meta),
         Some(Ok(meta)) => Err(StoreError::OtherRelease {
             file: file.to_owned(),
             detail: format!("table layout {} where {FORMAT} is known", meta.format),
         }),
-        Some(Err(error @ CodecError::Version { .. })) => Err(StoreError::OtherRelease {
-            file: file.to_owned(),
-            detail: error.to_string(),
-        }),
+        Some(Err(error @ CodecError::Version { .. })) => {
+            Err(StoreError::OtherRelease { file: file.to_owned(), detail: error.to_string() })
+        }
         Some(Err(error)) => Err(corrupt(file, error)),
         None => Err(corrupt(file, "it does not say what it is")),
     }
@@ -281,38 +242,18 @@ impl Scan {
     fn read_small_tables(&mut self, txn: &ReadTransaction, now_ms: u64) -> Result<(), StoreError> {
         let (idempotency, nodes) = (&mut self.idempotency, &mut self.nodes);
         let bad = &mut self.bad;
-        each(
-            txn,
-            tables::IDEMPOTENCY,
-            bad,
-            Place::Idempotency,
-            |_, row: IdemRow| {
-                if row.expires_unix_ms > now_ms {
-                    idempotency.push(row);
-                }
-            },
-        )?;
-        each(
-            txn,
-            tables::NODES,
-            bad,
-            |id| Place::Node(id.to_owned()),
-            |_, row| nodes.push(row),
-        )?;
-        each(
-            txn,
-            tables::POOLS,
-            bad,
-            |_| Place::Pools,
-            |_, row| self.pools = Some(row),
-        )
+        each(txn, tables::IDEMPOTENCY, bad, Place::Idempotency, |_, row: IdemRow| {
+            if row.expires_unix_ms > now_ms {
+                idempotency.push(row);
+            }
+        })?;
+        each(txn, tables::NODES, bad, |id| Place::Node(id.to_owned()), |_, row| nodes.push(row))?;
+        each(txn, tables::POOLS, bad, |_| Place::Pools, |_, row| self.pools = Some(row))
     }
 
     fn read_jobs(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
         let mut rows: Vec<JobRow> = Vec::new();
-        each(txn, tables::JOBS, &mut self.bad, Place::Job, |_, row| {
-            rows.push(row)
-        })?;
+        each(txn, tables::JOBS, &mut self.bad, Place::Job, |_, row| rows.push(row))?;
         let table = txn.open_table(tables::AUDIO)?;
         for row in rows {
             let id = row.id.0;
@@ -322,11 +263,7 @@ impl Scan {
                     Ok(audio) => Ok(audio),
                     Err(error) => {
                         let (place, value) = (Place::Audio(id), value.value().to_vec());
-                        self.bad.push(checked(Bad {
-                            place,
-                            value,
-                            error,
-                        })?);
+                        self.bad.push(checked(Bad { place, value, error })?);
                         Err(AudioLost::Corrupt)
                     }
                 },
@@ -334,11 +271,7 @@ impl Scan {
             self.jobs.push(RecoveredJob { row, audio });
         }
         // One audio row for each job, so a surplus shows in the count and is rarely looked for.
-        let held = self
-            .jobs
-            .iter()
-            .filter(|job| job.audio != Err(AudioLost::Missing))
-            .count();
+        let held = self.jobs.iter().filter(|job| job.audio != Err(AudioLost::Missing)).count();
         if table.len()? != held as u64 {
             let live: HashSet<u128> = self.jobs.iter().map(|job| job.row.id.0).collect();
             for entry in table.iter()? {
@@ -361,13 +294,7 @@ impl Scan {
             Place::Outbox(session, seq)
         };
         let owed = &mut self.outbox_rows;
-        each(
-            txn,
-            tables::OUTBOX,
-            &mut self.bad,
-            place,
-            |_, _: OutboxRow| *owed += 1,
-        )?;
+        each(txn, tables::OUTBOX, &mut self.bad, place, |_, _: OutboxRow| *owed += 1)?;
         Ok(behind)
     }
 
@@ -380,15 +307,9 @@ impl Scan {
     ) -> Result<(), StoreError> {
         let mut counters: HashMap<u64, u64> = HashMap::default();
         let bad_before = self.bad.len();
-        each(
-            txn,
-            tables::SEQS,
-            &mut self.bad,
-            Place::Seq,
-            |session, row: SeqRow| {
-                counters.insert(session, row.next);
-            },
-        )?;
+        each(txn, tables::SEQS, &mut self.bad, Place::Seq, |session, row: SeqRow| {
+            counters.insert(session, row.next);
+        })?;
         let lost = |bad: &Bad| match bad.place {
             Place::Seq(session) => Some(session),
             _ => None,
@@ -396,9 +317,7 @@ impl Scan {
         let lost: HashSet<u64> = self.bad[bad_before..].iter().filter_map(lost).collect();
         let mut sessions: Vec<SessionRow> = Vec::new();
         let bad = &mut self.bad;
-        each(txn, tables::SESSIONS, bad, Place::Session, |_, row| {
-            sessions.push(row)
-        })?;
+        each(txn, tables::SESSIONS, bad, Place::Session, |_, row| sessions.push(row))?;
         for mut row in sessions {
             let session = row.id.0;
             if lost.contains(&session) {
@@ -421,24 +340,30 @@ impl Scan {
         Ok(())
     }
 
-    /// Moves bad rows to quarantine, ends their jobs and removes orphans, in one transaction.
-    fn put_aside(&self, db: &Database, now_ms: u64) -> Result<(), StoreError> {
-        if self.bad.is_empty() && self.orphans.is_empty() {
-            return Ok(());
-        }
+    /// One transaction: the number of this start, by which whatever an earlier process still has
+    /// out in the world can be told from this one's; bad rows into quarantine; the end of their
+    /// jobs; orphans removed. Returns the number.
+    fn put_aside(
+        &self,
+        db: &Database,
+        file: &Path,
+        meta: MetaRow,
+        now_ms: u64,
+    ) -> Result<u32, StoreError> {
+        let boot_epoch = match meta.boot_epoch {
+            None => 0,
+            Some(last) => last.checked_add(1).ok_or_else(|| corrupt(file, "no epoch is left"))?,
+        };
         let mut txn = db.begin_write()?;
         txn.set_quick_repair(true);
         let mut all = Tables::open(&txn)?;
-        for Bad {
-            place,
-            value,
-            error,
-        } in &self.bad
-        {
+        let boot = MetaRow { boot_epoch: Some(boot_epoch), ..meta };
+        let value = all.sealed(&boot);
+        all.meta.insert(ONLY, value.as_slice())?;
+        for Bad { place, value, error } in &self.bad {
             tracing::error!(?place, %error, "a stored row was put into quarantine");
             let (table, key) = place.name();
-            all.quarantine
-                .insert((table, key.as_slice()), value.as_slice())?;
+            all.quarantine.insert((table, key.as_slice()), value.as_slice())?;
             place.clear(&mut all)?;
             if let Place::Job(id) = place
                 && all.terminals.get(*id)?.is_none()
@@ -451,7 +376,7 @@ impl Scan {
         }
         drop(all);
         txn.commit()?;
-        Ok(())
+        Ok(boot_epoch)
     }
 }
 
@@ -463,12 +388,9 @@ impl Place {
             Place::Seq(id) => ("outbox_seqs", id.to_be_bytes().to_vec()),
             Place::Job(id) => ("jobs", id.to_be_bytes().to_vec()),
             Place::Audio(id) => ("audio", id.to_be_bytes().to_vec()),
-            Place::Outbox(id, seq) => (
-                "outbox",
-                [id.to_be_bytes(), seq.to_be_bytes()]
-                    .as_flattened()
-                    .to_vec(),
-            ),
+            Place::Outbox(id, seq) => {
+                ("outbox", [id.to_be_bytes(), seq.to_be_bytes()].as_flattened().to_vec())
+            }
             Place::Idempotency(key) => ("idempotency", key.to_be_bytes().to_vec()),
             Place::Node(id) => ("nodes", id.as_bytes().to_vec()),
             Place::Pools => ("pools", vec![ONLY]),
@@ -541,11 +463,9 @@ fn each<K: Key + 'static, T: Record>(
         let here = place(key.value());
         match codec::decode::<T>(value.value()) {
             Ok(row) => good(key.value(), row),
-            Err(error) => bad.push(checked(Bad {
-                place: here,
-                value: value.value().to_vec(),
-                error,
-            })?),
+            Err(error) => {
+                bad.push(checked(Bad { place: here, value: value.value().to_vec(), error })?)
+            }
         }
     }
     Ok(())

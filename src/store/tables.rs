@@ -92,8 +92,7 @@ impl<'t> Tables<'t> {
     pub(super) fn put_terminal(&mut self, row: &TerminalRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
         self.terminals.insert(row.id.0, value.as_slice())?;
-        self.terminal_times
-            .insert((row.settled_unix_ms, row.id.0), ())?;
+        self.terminal_times.insert((row.settled_unix_ms, row.id.0), ())?;
         Ok(())
     }
 
@@ -104,11 +103,9 @@ impl<'t> Tables<'t> {
         // An old row that cannot be read leaves its index entry behind; expiry copes with that.
         let before = before.and_then(|v| codec::decode::<IdemRow>(v.value()).ok());
         if let Some(before) = before {
-            self.idempotency_times
-                .remove((before.expires_unix_ms, before.key))?;
+            self.idempotency_times.remove((before.expires_unix_ms, before.key))?;
         }
-        self.idempotency_times
-            .insert((row.expires_unix_ms, row.key), ())?;
+        self.idempotency_times.insert((row.expires_unix_ms, row.key), ())?;
         Ok(())
     }
 
@@ -116,13 +113,9 @@ impl<'t> Tables<'t> {
     pub(super) fn put_outbox(&mut self, row: &OutboxRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
         let (session, seq) = (row.session.0, row.seq);
-        let before = self
-            .outbox
-            .insert((session, seq), value.as_slice())?
-            .is_some();
+        let before = self.outbox.insert((session, seq), value.as_slice())?.is_some();
         assert!(!before, "a sequence number is given once");
-        self.outbox_times
-            .insert((row.created_unix_ms, session, seq), ())?;
+        self.outbox_times.insert((row.created_unix_ms, session, seq), ())?;
         Ok(())
     }
 
@@ -156,13 +149,14 @@ impl<'t> Tables<'t> {
     /// than `rows_max`. Returns whether there was one to forget.
     pub(super) fn prune_terminal(
         &mut self,
-        before_ms: u64,
+        before_ms: Option<u64>,
         rows_max: u64,
     ) -> Result<bool, StoreError> {
         let Some((settled, id)) = self.terminal_times.first()?.map(|(key, _)| key.value()) else {
             return Ok(false);
         };
-        if settled > before_ms && self.terminal_times.len()? <= rows_max {
+        let young = before_ms.is_none_or(|before_ms| settled > before_ms);
+        if young && self.terminal_times.len()? <= rows_max {
             return Ok(false);
         }
         self.terminal_times.remove((settled, id))?;

@@ -51,28 +51,19 @@ pub(super) struct Hooks {
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self {
-            now_ms: unix_ms,
-            before_commit: Arc::new(|| Ok(())),
-            fatal: Arc::new(stop_process),
-        }
+        Self { now_ms: unix_ms, before_commit: Arc::new(|| Ok(())), fatal: Arc::new(stop_process) }
     }
 }
 
 fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// After a failed sync nobody knows which pages reached the disk, and a second sync may claim
 /// success for pages that were dropped. Only a fresh start reads what is really there.
 fn stop_process(why: &str) {
-    tracing::error!(
-        why,
-        "the store cannot go on; stopping so that recovery starts from the disk"
-    );
+    tracing::error!(why, "the store cannot go on; stopping so that recovery starts from the disk");
     std::process::abort();
 }
 
@@ -153,20 +144,13 @@ impl Shared {
     }
 
     /// Puts a write into its lane, or hands it back.
-    #[allow(
-        clippy::result_large_err,
-        reason = "the write goes back to its owner, not to a log"
-    )]
+    #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
     pub(super) fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
         let _inside = Inside::enter(&self.submitting);
         // Either this load sees the stop, or the thread's later look at `submitting` sees us and
         // waits: both sides write first and read second, all four in one SeqCst order.
         if self.stopping.load(SeqCst) {
-            return Err(Refused {
-                write,
-                done,
-                why: Why::Stopped,
-            });
+            return Err(Refused { write, done, why: Why::Stopped });
         }
         let lane = match &write {
             Write::SettleJob { .. } | Write::Delivered { .. } => &self.results,
@@ -176,11 +160,7 @@ impl Shared {
             Write::Node(_) | Write::Pools(_) => &self.housekeeping,
         };
         if let Err(Entry { write, done }) = lane.push(Entry { write, done }) {
-            return Err(Refused {
-                write,
-                done,
-                why: Why::Full,
-            });
+            return Err(Refused { write, done, why: Why::Full });
         }
         self.wake();
         Ok(())
@@ -237,11 +217,7 @@ impl Shared {
 
     /// The figures, but for the size of the file.
     pub(super) fn stats(&self) -> StoreStats {
-        let queued = [
-            self.results.len(),
-            self.accepts.len(),
-            self.housekeeping.len(),
-        ];
+        let queued = [self.results.len(), self.accepts.len(), self.housekeeping.len()];
         // A thread that rests with nothing to do is not late.
         let idle = self.sleeping.load(Acquire) && queued == [0; 3];
         let beat_age_us = match idle {
@@ -292,10 +268,8 @@ impl Writer {
     /// Makes writes durable until told to stop and nothing is left.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let _fail_stop = FailStop {
-            shared: Arc::clone(&shared),
-            fatal: Arc::clone(&self.hooks.fatal),
-        };
+        let _fail_stop =
+            FailStop { shared: Arc::clone(&shared), fatal: Arc::clone(&self.hooks.fatal) };
         let mut batch = Vec::new();
         loop {
             shared.beat_us.store(shared.now_us(), Relaxed);
@@ -344,9 +318,7 @@ impl Writer {
         shared.bytes_written.fetch_add(bytes, Relaxed);
         shared.last_commit_us.store(took, Relaxed);
         shared.last_batch_rows.store(batch_rows, Release);
-        shared
-            .bad_rows
-            .fetch_add(std::mem::take(&mut self.ledger.bad_rows), Relaxed);
+        shared.bad_rows.fetch_add(std::mem::take(&mut self.ledger.bad_rows), Relaxed);
         let expired = std::mem::take(&mut self.ledger.outbox_expired);
         shared.outbox_expired.fetch_add(expired, Relaxed);
         for (done, committed) in owed {
@@ -428,17 +400,10 @@ impl Ledger {
             Write::SettleJob { terminal, outbox } => {
                 return self.settle(tables, &terminal, outbox, now_ms);
             }
-            Write::Delivered {
-                session,
-                through_seq,
-            } => {
+            Write::Delivered { session, through_seq } => {
                 self.bad_rows += tables.deliver(session.0, through_seq)?;
             }
-            Write::AcceptJob {
-                row,
-                audio,
-                idempotency,
-            } => {
+            Write::AcceptJob { row, audio, idempotency } => {
                 self.accept(tables, *row, &audio, idempotency)?;
             }
             Write::OpenSession(row) => self.open_session(tables, row)?,
@@ -487,13 +452,7 @@ impl Ledger {
         self.seqs.insert(session.0, seq + 1);
         self.seqs_moved.insert(session.0);
         let (job, frame) = (terminal.id, frame.into());
-        tables.put_outbox(&OutboxRow {
-            session,
-            seq,
-            job,
-            created_unix_ms: now_ms,
-            frame,
-        })?;
+        tables.put_outbox(&OutboxRow { session, seq, job, created_unix_ms: now_ms, frame })?;
         Ok(Some(seq))
     }
 
@@ -549,9 +508,7 @@ impl Ledger {
     fn next_seq(&self, tables: &Tables<'_>, session: u64) -> Result<u64, StoreError> {
         match self.seqs.get(&session) {
             Some(next) => Ok(*next),
-            None => Ok(tables
-                .last_owed(session)?
-                .map_or(FIRST_SEQ, |last| last + 1)),
+            None => Ok(tables.last_owed(session)?.map_or(FIRST_SEQ, |last| last + 1)),
         }
     }
 
@@ -564,14 +521,12 @@ impl Ledger {
             }
         }
         let rows = PRUNE_ROWS + 2 * std::mem::take(&mut self.settled);
-        // At the beginning of time nothing is old, whatever the retention.
-        if let Some(before_ms) = now_ms.checked_sub(self.terminal_retention_ms) {
-            repeat(rows, || {
-                tables.prune_terminal(before_ms, self.terminal_rows_max)
-            })?;
-        }
-        if let Some(before_ms) = now_ms.checked_sub(self.outbox_retention_ms) {
-            self.outbox_expired += repeat(rows, || tables.prune_outbox(before_ms))?;
+        // Where the clock is younger than the retention, nothing is old.
+        let before_ms = |retention_ms| now_ms.checked_sub(retention_ms);
+        let ended = before_ms(self.terminal_retention_ms);
+        repeat(rows, || tables.prune_terminal(ended, self.terminal_rows_max))?;
+        if let Some(written) = before_ms(self.outbox_retention_ms) {
+            self.outbox_expired += repeat(rows, || tables.prune_outbox(written))?;
         }
         repeat(rows, || tables.prune_idempotency(now_ms))?;
         Ok(())
