@@ -167,15 +167,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
     }
 
     async fn init(&mut self, init: Init) {
+        let profile = match Profile::new(init, uuid::Uuid::new_v4().to_string()) {
+            Ok(profile) => profile,
+            Err(fault) => return self.refuse(fault.kind(), Some(fault.to_string())),
+        };
         // A connection has one session; a new one takes the place of the old.
         if self.open.is_some() {
             self.input(Input::Lost).await;
         }
         let now = self.shared.now();
-        let profile = match Profile::new(init, uuid::Uuid::new_v4().to_string()) {
-            Ok(profile) => profile,
-            Err(fault) => return self.refuse(fault.kind(), Some(fault.to_string())),
-        };
         let Some(slot) = SessionSlot::take(&self.shared) else {
             let text = "The server has as many sessions as it may";
             return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));

@@ -407,10 +407,15 @@ impl Session {
                 }
             }
         }
+        self.submit_held(effects);
         self.release(now, effects);
     }
 
     fn cutting_of(&mut self, piece: Piece) -> Cutting {
+        // A recording that waits for its turn has its place already.
+        while self.held.contains_key(&self.next_index) {
+            self.next_index += 1;
+        }
         let index = self.next_index;
         self.next_index += 1;
         match self.stream_indices.last_mut() {
@@ -520,13 +525,24 @@ impl Session {
     /// The recording `index` went out: what waited for it follows.
     fn advance(&mut self, index: u64, effects: &mut Effects) {
         self.expected = self.expected.max(index + 1);
-        self.next_index = self.next_index.max(self.expected);
-        while let Some(held) = self.held.remove(&self.expected) {
-            effects.push(Effect::WasCut(held.cutting.spec.cut));
-            effects.push(Effect::Submit(held.cutting));
-            self.expected += 1;
-            self.next_index = self.next_index.max(self.expected);
+        self.submit_held(effects);
+    }
+
+    /// Submits the recordings whose turn it is; places that streamed speech took are passed over.
+    fn submit_held(&mut self, effects: &mut Effects) {
+        loop {
+            let streamed = self.stream_indices.iter().find(|r| r.contains(&self.expected));
+            if let Some(range) = streamed {
+                self.expected = range.end;
+            } else if let Some(held) = self.held.remove(&self.expected) {
+                effects.push(Effect::WasCut(held.cutting.spec.cut));
+                effects.push(Effect::Submit(held.cutting));
+                self.expected += 1;
+            } else {
+                break;
+            }
         }
+        self.next_index = self.next_index.max(self.expected);
     }
 
     /// What is still missing before the oldest held recording will not be waited for any longer.

@@ -37,6 +37,23 @@ impl TestServer {
         Self { server, dir }
     }
 
+    /// With this configuration, which names `dir` as its data directory.
+    pub async fn start_in(dir: TempDir, config: Config) -> Self {
+        let server = Server::start(config).await.unwrap();
+        Self { server, dir }
+    }
+
+    /// Stops in good order and starts again in the same directory, at the same address.
+    pub async fn restart(self, change: impl FnOnce(&mut Config)) -> Self {
+        let Self { server, dir } = self;
+        let addr = server.addr();
+        server.stop().await;
+        let mut config = config_for(dir.path());
+        config.server.listen = addr.to_string();
+        change(&mut config);
+        Self::start_in(dir, config).await
+    }
+
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
     }
@@ -59,6 +76,13 @@ impl TestServer {
         let node = FakeNode::register(self.raw_node().await, id, languages).await;
         self.until(|body| body["state"] == "ready", &format!("/api/v1/nodes/{id}")).await;
         self.settle_pools(id).await;
+        node
+    }
+
+    /// A node for Chinese and English whose name may have any characters.
+    pub async fn node_named(&self, name: &str) -> FakeNode {
+        let node = FakeNode::register(self.raw_node().await, name, &["zh", "en"]).await;
+        self.settle_pools(name).await;
         node
     }
 
@@ -90,6 +114,48 @@ impl TestServer {
         let (_, text) = http(self.addr(), "GET", "/metrics", "").await;
         let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')));
         line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// The sum of a metric over all its labels that contain every one of `labels`.
+    pub async fn metric_sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, text) = http(self.addr(), "GET", "/metrics", "").await;
+        let fits = |line: &&str| {
+            let of_name = line.strip_prefix(name).is_some_and(|r| r.starts_with([' ', '{']));
+            of_name && labels.iter().all(|label| line.contains(label))
+        };
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        text.lines().filter(fits).filter_map(value).sum()
+    }
+
+    /// Asks for a metric until it is `value`.
+    pub async fn until_metric(&self, name: &str, value: f64) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let is = self.metric(name).await;
+            if is == value {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{name} stays at {is}, not {value}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What is known of a job, once it has crossed that border.
+    pub async fn job_at(&self, id: &Value, stage: &str) -> Value {
+        let path = format!("/api/v1/jobs/{}", id.as_str().unwrap());
+        self.until(|job| job["stamps_us"][stage].is_u64(), &path).await
+    }
+
+    /// Waits until nothing is left of any session or job: tables empty, slots free, gauges zero.
+    pub async fn until_nothing_is_left(&self) {
+        self.until(|b| b["total"] == 0 && b["sessions"] == json!([]), "/api/v1/sessions").await;
+        self.until(|b| b["jobs"] == json!({"live": 0, "waiting": 0}), "/api/v1/stats").await;
+        let free = |b: &Value| b["nodes"].as_array().unwrap().iter().all(|n| n["slots_used"] == 0);
+        self.until(free, "/api/v1/nodes").await;
+        for gauge in ["utterd_sessions", "utterd_jobs_live", "utterd_jobs_waiting"] {
+            self.until_metric(gauge, 0.0).await;
+        }
+        self.until_metric("utterd_connections{socket=\"session\"}", 0.0).await;
     }
 
     /// Asks until the answer is as wanted.
@@ -199,6 +265,54 @@ impl Peer {
         }
     }
 
+    /// The next message of one of these types; others are kept for later.
+    pub async fn next_of(&mut self, kinds: &[&str]) -> Value {
+        let fits = |m: &Value| m["type"].as_str().is_some_and(|kind| kinds.contains(&kind));
+        if let Some(at) = self.seen.iter().position(fits) {
+            return self.seen.remove(at);
+        }
+        loop {
+            match self.read(SOON).await {
+                Ok(Some(message)) if fits(&message) => return message,
+                Ok(Some(message)) => self.seen.push(message),
+                Ok(None) => panic!("closed while waiting for {kinds:?}; seen: {:?}", self.seen),
+                Err(_) => panic!("none of {kinds:?} came; seen: {:?}", self.seen),
+            }
+        }
+    }
+
+    /// The next last word on an utterance.
+    pub async fn told(&mut self) -> Value {
+        self.next_of(&["translation_result", "missing_result"]).await
+    }
+
+    /// Everything that comes before it is quiet, and what was seen before.
+    pub async fn everything(&mut self) -> Vec<Value> {
+        while let Ok(Some(message)) = self.read(QUIET).await {
+            self.seen.push(message);
+        }
+        std::mem::take(&mut self.seen)
+    }
+
+    /// The messages of that type that were read while others were waited for.
+    pub fn seen_of(&mut self, kind: &str) -> Vec<Value> {
+        self.seen.extract_if(.., |m| m["type"] == kind).collect()
+    }
+
+    /// The next frame as it is; none when the connection ends or nothing comes.
+    pub async fn next_frame(&mut self) -> Option<Message> {
+        tokio::time::timeout(SOON, self.socket.next()).await.ok()??.ok()
+    }
+
+    /// The code of the close frame that comes next, whatever else comes before it.
+    pub async fn close_code(&mut self) -> Option<u16> {
+        loop {
+            if let Message::Close(frame) = self.next_frame().await? {
+                return frame.map(|frame| frame.code.into());
+            }
+        }
+    }
+
     /// All messages of that type that come before it is quiet, and those already seen.
     pub async fn all(&mut self, kind: &str) -> Vec<Value> {
         while let Ok(Some(message)) = self.read(QUIET).await {
@@ -236,6 +350,49 @@ impl Peer {
             "manual_cut": true, "src_lang": src, "tgt_lang": tgt, "dialect": null, "audio": audio,
             "audio_format": "pcm16", "sample_rate": 16000}))
             .await;
+    }
+}
+
+/// One HTTP connection for many exchanges, which may be written ahead of their answers.
+pub struct Http {
+    stream: tokio::io::BufReader<TcpStream>,
+}
+
+impl Http {
+    pub async fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        Self { stream: tokio::io::BufReader::new(stream) }
+    }
+
+    /// Writes a request.
+    pub async fn ask(&mut self, method: &str, path: &str, body: &str) {
+        use tokio::io::AsyncWriteExt;
+        let length = body.len();
+        let text = format!(
+            "{method} {path} HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Reads the next answer: status and body.
+    pub async fn answer(&mut self) -> (u16, String) {
+        use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+        let (mut status, mut length) = (0, 0);
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).await.unwrap();
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(rest) = line.strip_prefix("http/1.1 ") {
+                status = rest[..3].parse().unwrap();
+            } else if let Some(rest) = line.strip_prefix("content-length: ") {
+                length = rest.parse().unwrap();
+            } else if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await.unwrap();
+        (status, String::from_utf8(body).unwrap())
     }
 }
 

@@ -154,6 +154,19 @@ async fn many_frames_arrive_in_order_through_a_narrow_pipe() {
     assert_eq!((outbox.frames(), outbox.bytes()), (0, 0));
 }
 
+/// Frames pushed one by one while earlier ones are being reported share the next flush.
+#[tokio::test(start_paused = true)]
+async fn the_next_batch_gathers_while_the_last_is_reported() {
+    let (mut server, outbox, _client) = pair(WIDE, limits()).await;
+    push(&outbox, "a", 0);
+    push(&outbox, "b", 1);
+    assert_eq!(server.next().await, Event::Written(0));
+    push(&outbox, "c", 2);
+    assert_eq!(server.next().await, Event::Written(1));
+    assert_eq!(outbox.frames(), 1, "not sent alone");
+    assert_eq!(server.next().await, Event::Written(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn neither_direction_starves_the_other() {
     for (frames, messages) in [(500, 10), (10, 500)] {
@@ -259,6 +272,20 @@ async fn pings_nobody_reads_the_answers_of_end_as_a_stall() {
     assert_eq!(server.next().await, Event::Closed(Gone::WriteStalled));
     assert!((5 * SECOND..7 * SECOND).contains(&start.elapsed()), "{:?}", start.elapsed());
     pinger.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_pong_that_is_not_taken_is_a_stall_too() {
+    let (mut server, _outbox, mut far) = bare_pair(16, limits()).await;
+    // In a task of its own: nothing but its bytes may wake the connection.
+    let peer = tokio::spawn(async move {
+        far.write_all(&masked(0x89, &[b'x'; 20])).await.unwrap();
+        far
+    });
+    let start = Instant::now();
+    assert_eq!(server.next().await, Event::Closed(Gone::WriteStalled));
+    assert!(start.elapsed() < 6 * SECOND, "before any ping of ours: {:?}", start.elapsed());
+    peer.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -477,6 +504,34 @@ async fn a_requested_close_comes_after_everything_queued() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_requested_close_does_not_pretend() {
+    let (mut server, outbox, _far) = bare_pair(16, limits()).await;
+    push(&outbox, "x".repeat(100), 1);
+    outbox.request_close(4000, "bye");
+    assert_eq!(server.next().await, Event::Closed(Gone::WriteStalled));
+}
+
+/// What leaves during an ending is reported before the end.
+#[tokio::test(start_paused = true)]
+async fn written_is_reported_up_to_the_end() {
+    let (mut server, outbox, mut far) = bare_pair(16, limits()).await;
+    push(&outbox, "x".repeat(30), 1);
+    far.write_all(&masked(0x83, b"x")).await.unwrap();
+    let peer = tokio::spawn(async move {
+        sleep(SECOND).await;
+        let mut seen = [0; 32 + 4 + "protocol error".len()];
+        far.read_exact(&mut seen).await.unwrap();
+        assert_eq!(close_code(&seen[32..]), Some(1002));
+        far
+    });
+    let start = Instant::now();
+    assert_eq!(server.next().await, Event::Written(1));
+    assert!(start.elapsed() < 2 * SECOND, "as soon as it has left");
+    assert!(matches!(server.next().await, Event::Closed(Gone::ProtocolError(_))));
+    peer.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_from_another_thread_wakes_the_owner() {
     let (mut server, outbox, _client) = pair(WIDE, limits()).await;
     let owner = tokio::spawn(async move { server.next().await });
@@ -499,12 +554,28 @@ async fn close_sends_what_is_queued_and_says_goodbye() {
         client.send(text("too late to be heard")).await.unwrap();
         let Some(Ok(Message::Close(Some(frame)))) = client.next().await else { panic!("no close") };
         assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1001, "going down"));
+        sleep(5 * SECOND).await;
         assert!(client.next().await.is_none(), "the server closes first");
     };
     let start = Instant::now();
     tokio::join!(server.close(1001, "going down", 60 * SECOND), peer);
-    assert!(start.elapsed() < SECOND);
+    assert!((5 * SECOND..6 * SECOND).contains(&start.elapsed()), "until the peer has answered");
     assert!(outbox.is_drained());
+}
+
+/// Both sides want to write first; closing must read, or neither would get anywhere.
+#[tokio::test(start_paused = true)]
+async fn closing_ends_a_pause() {
+    let (mut server, outbox, mut client) = pair(16, limits()).await;
+    server.pause_reading(true);
+    push(&outbox, "x".repeat(100), 1);
+    let peer = async {
+        client.send(text(&"y".repeat(100))).await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap(), text(&"x".repeat(100)));
+    };
+    let start = Instant::now();
+    tokio::join!(server.close(1001, "", SECOND), peer);
+    assert!(start.elapsed() <= SECOND + SECOND / 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -563,6 +634,18 @@ async fn a_pause_holds_messages_back_but_nothing_else() {
     server.pause_reading(false);
     assert_eq!(server.next().await, Event::Text("held".into()));
     assert!(timeout(19 * SECOND, server.next()).await.is_err(), "and starts anew after it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_during_a_pause_is_not_held_against_the_peer() {
+    let (mut server, _outbox, mut far) = bare_pair(WIDE, limits()).await;
+    server.pause_reading(true);
+    assert!(timeout(100 * SECOND, server.next()).await.is_err());
+    server.pause_reading(false);
+    assert!(timeout(19 * SECOND, server.next()).await.is_err());
+    assert!(far.read_u8().now_or_never().is_none(), "not even a ping");
+    assert!(timeout(2 * SECOND, server.next()).await.is_err());
+    assert!(far.read_u8().now_or_never().is_some(), "now there is one");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,115 @@
+//! The documents say what the program does: generated tables are up to date, the README's
+//! transcript is what the demo prints, and every command it names exists.
+//!
+//! `UPDATE_DOCS=1 cargo test --test docs` writes the generated tables anew.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use utterd::config;
+use utterd::telemetry::Metrics;
+
+fn read(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap()
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The part of a document between the two markers of `what`; written anew if asked.
+fn generated(document: &str, what: &str, expected: &str) {
+    let (begin, end) = (format!("<!-- {what}: begin -->\n"), format!("<!-- {what}: end -->"));
+    let text = read(document);
+    let from =
+        text.find(&begin).unwrap_or_else(|| panic!("{document} has no {begin}")) + begin.len();
+    let to = text.find(&end).unwrap_or_else(|| panic!("{document} has no {end}"));
+    let expected = format!("{}\n", expected.trim_end());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(path(document), format!("{}{expected}{}", &text[..from], &text[to..])).unwrap();
+    } else {
+        assert!(text[from..to] == expected, "{document}: the table of {what} is out of date");
+    }
+}
+
+fn metrics_table() -> String {
+    let mut table = "| metric | labels | meaning |\n|---|---|---|\n".to_owned();
+    for (name, labels, help) in Metrics::reference() {
+        table += &format!("| `{name}` | {} | {help} |\n", labels.join(", "));
+    }
+    table
+}
+
+fn keys_table() -> String {
+    let mut table = "| theirs | here | remark |\n|---|---|---|\n".to_owned();
+    for (theirs, ours, remark) in config::reference_keys() {
+        let ours = if ours.is_empty() { "–".to_owned() } else { format!("`{ours}`") };
+        table += &format!("| `{theirs}` | {ours} | {remark} |\n");
+    }
+    table
+}
+
+#[test]
+fn the_manual_lists_every_setting_metric_and_former_key() {
+    generated("docs/OPERATING.md", "settings", &config::reference_markdown());
+    generated("docs/OPERATING.md", "metrics", &metrics_table());
+    generated("docs/OPERATING.md", "former keys", &keys_table());
+}
+
+/// Ids and numbers differ from run to run; everything else must not.
+fn normalised(transcript: &str) -> Vec<String> {
+    let word = |w: &str| {
+        let id = w.starts_with("job-") || w.starts_with("node-") || w.starts_with("s-");
+        let keep = |c: char| if c.is_ascii_digit() { '0' } else { c };
+        let digits = || w.chars().map(keep).collect::<String>().replace("00", "0");
+        if id { w.split('-').next().unwrap_or(w).to_owned() } else { digits() }
+    };
+    let line = |l: &str| l.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
+    let lines = transcript.lines().map(line);
+    lines.map(|l| l.replace("00", "0").replace("00", "0")).collect()
+}
+
+#[test]
+fn the_transcript_in_the_readme_is_what_the_demo_prints() {
+    let readme = read("README.md");
+    let begin = readme.find("$ cargo run --release -- demo\n").expect("the README shows the demo");
+    let shown = &readme[begin..];
+    let shown = &shown[shown.find('\n').unwrap() + 1..shown.find("```").unwrap()];
+    let (shown, serving) = shown.trim_end().rsplit_once('\n').unwrap();
+    assert!(serving.starts_with("serving on http://127.0.0.1:5010"), "{serving}");
+    let demo = Command::new(env!("CARGO_BIN_EXE_utterd"))
+        .args(["demo", "--once", "--listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert!(demo.status.success(), "{demo:?}");
+    let printed = String::from_utf8(demo.stdout).unwrap();
+    assert_eq!(normalised(&printed), normalised(shown), "printed:\n{printed}");
+}
+
+#[test]
+fn the_readmes_test_command_is_what_ci_runs() {
+    let readme = read("README.md");
+    assert!(readme.contains("\ncargo test\n"));
+    assert!(read(".ci/run").lines().any(|line| line == "cargo test"));
+}
+
+#[test]
+fn every_page_of_the_documentation_exists_and_every_link_leads_somewhere() {
+    for document in [
+        "README.md",
+        "docs/ARCHITECTURE.md",
+        "docs/PROTOCOL.md",
+        "docs/OPERATING.md",
+        "docs/CHANGELOG.md",
+    ] {
+        let text = read(document);
+        let dir = path(document).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !link.starts_with("http") && !link.starts_with('#') {
+                let target = dir.join(link.split('#').next().unwrap());
+                assert!(target.exists(), "{document} links to {link}");
+            }
+        }
+    }
+}
