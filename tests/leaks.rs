@@ -219,8 +219,11 @@ async fn a_closed_session_gets_its_answers_first() {
     for index in 0..3 {
         assert_eq!(client.next_of(&kinds).await["utterance_index"], index);
     }
-    assert_eq!(client.next_of(&kinds).await, json!({"type": "session_close_ack",
-        "session_id": id}));
+    assert_eq!(
+        client.next_of(&kinds).await,
+        json!({"type": "session_close_ack",
+        "session_id": id})
+    );
     server.until(|b| b["total"] == 0, "/api/v1/sessions").await;
 
     // The connection is good for another session.
@@ -281,8 +284,10 @@ async fn a_new_session_on_a_connection_takes_the_place_of_the_old() {
     assert_eq!(distinct.len(), 4);
     cancelled(&mut node, &[&abandoned]).await;
     let (_, listed) = server.get("/api/v1/sessions").await;
-    assert_eq!((&listed["total"], &listed["sessions"][0]["session_id"]),
-        (&json!(1), &json!(ids[3])));
+    assert_eq!(
+        (&listed["total"], &listed["sessions"][0]["session_id"]),
+        (&json!(1), &json!(ids[3]))
+    );
     assert_eq!(server.metric("utterd_sessions").await, 1.0);
     // The old ids mean nothing any more, the new one works from the start.
     sentence(&mut client, &ids[0], 0).await;

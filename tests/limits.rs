@@ -143,9 +143,16 @@ fn refused_by_sessions(id: &str) -> Vec<Bad> {
         let broken = with(utterance(id), "audio", json!(text));
         cases.push(bad("a recording that is not base64", broken, "audio"));
     }
-    for key in ["session_id", "utterance_index", "manual_cut", "src_lang", "tgt_lang", "audio",
-        "audio_format", "sample_rate"]
-    {
+    for key in [
+        "session_id",
+        "utterance_index",
+        "manual_cut",
+        "src_lang",
+        "tgt_lang",
+        "audio",
+        "audio_format",
+        "sample_rate",
+    ] {
         let less = without(utterance(id), key);
         cases.push(bad("a recording without a field", less, "malformed"));
         let null = with(utterance(id), key, Value::Null);
@@ -172,9 +179,16 @@ fn refused_by_sessions(id: &str) -> Vec<Bad> {
         let odd = json!({"type": kind, "session_id": 5}).to_string();
         cases.push(bad("a message of a number", odd, "malformed"));
     }
-    for kind in ["session_init_ack", "translation_result", "asr_partial", "server_heartbeat",
-        "session_close_ack", "error", "missing_result", "ui_event"]
-    {
+    for kind in [
+        "session_init_ack",
+        "translation_result",
+        "asr_partial",
+        "server_heartbeat",
+        "session_close_ack",
+        "error",
+        "missing_result",
+        "ui_event",
+    ] {
         let back = json!({"type": kind, "session_id": id}).to_string();
         cases.push(unanswered(bad("what only the server sends", back, "wrong_direction")));
     }
@@ -232,8 +246,7 @@ fn expected(cases: &[Bad]) -> std::collections::BTreeMap<&'static str, f64> {
 
 async fn check_counters(server: &TestServer, socket: &str, cases: &[Bad]) {
     for (kind, times) in expected(cases) {
-        let name =
-            format!("utterd_frames_refused_total{{kind=\"{kind}\",socket=\"{socket}\"}}");
+        let name = format!("utterd_frames_refused_total{{kind=\"{kind}\",socket=\"{socket}\"}}");
         server.until_metric(&name, times).await;
     }
 }
@@ -373,9 +386,8 @@ async fn too_large_a_message_costs_the_connection_and_nothing_else() {
     assert_eq!(boor.peer.close_code().await, Some(1009));
     drop(boor);
     for socket in ["session", "node"] {
-        let closed = format!(
-            "utterd_connections_closed_total{{socket=\"{socket}\",why=\"too_large\"}}"
-        );
+        let closed =
+            format!("utterd_connections_closed_total{{socket=\"{socket}\",why=\"too_large\"}}");
         server.until_metric(&closed, 1.0).await;
     }
     server.until(|b| b["total"] == 1, "/api/v1/sessions").await;
@@ -468,8 +480,10 @@ async fn nobody_speaks_for_another_node() {
     }
     // The node is as it was, and has its job.
     let (_, row) = server.get("/api/v1/nodes/n1").await;
-    assert_eq!((&row["state"], &row["pairs_total"], &row["slots_used"]),
-        (&json!("ready"), &json!(4), &json!(1)));
+    assert_eq!(
+        (&row["state"], &row["pairs_total"], &row["slots_used"]),
+        (&json!("ready"), &json!(4), &json!(1))
+    );
     assert_eq!(row["load"]["cpu_percent"], 0.0);
     let (_, nodes) = server.get("/api/v1/nodes").await;
     assert_eq!(nodes["total"], 2);
@@ -483,8 +497,8 @@ async fn names_may_have_wide_characters_up_to_their_bounds() {
     let server = TestServer::start(|_| {}).await;
     let name = "\u{e9}".repeat(64);
     let mut node = server.node_named(&name).await;
-    for trace in ["\u{e9}".repeat(64), format!("xx{}", "\u{4f60}".repeat(42)),
-        "\u{1f600}".repeat(32)]
+    for trace in
+        ["\u{e9}".repeat(64), format!("xx{}", "\u{4f60}".repeat(42)), "\u{1f600}".repeat(32)]
     {
         assert_eq!(trace.len(), 128);
         let mut client = server.client().await;
@@ -498,8 +512,10 @@ async fn names_may_have_wide_characters_up_to_their_bounds() {
         assert_eq!(job["trace_id"], trace.as_str());
         node.answer(&job, "\u{4f60}\u{597d}").await;
         let told = client.told().await;
-        assert_eq!((&told["trace_id"], &told["text_asr"]),
-            (&json!(trace), &json!("\u{4f60}\u{597d}")));
+        assert_eq!(
+            (&told["trace_id"], &told["text_asr"]),
+            (&json!(trace), &json!("\u{4f60}\u{597d}"))
+        );
         // A reason at its bound, and beyond.
         let reason = wide(1, 4_096);
         client.send(json!({"type": "session_close", "session_id": id, "reason": reason})).await;
@@ -539,7 +555,8 @@ async fn failures_may_be_told_at_any_length() {
             (error["code"].as_str().unwrap(), error["message"].as_str().unwrap());
         assert!(code.starts_with(told_code) && (62..=64).contains(&told_code.len()));
         assert!(message.starts_with(told) && (4_094..=4_096).contains(&told.len()));
-        let (_, kept) = server.get(&format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap())).await;
+        let (_, kept) =
+            server.get(&format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap())).await;
         assert_eq!(kept["ended"]["message"], told);
     }
     for offset in 0..3 {

@@ -39,8 +39,10 @@ async fn recordings_are_dispatched_by_index_however_they_arrive() {
         }
         for index in 0..3 {
             let told = client.told().await;
-            assert_eq!((&told["type"], &told["utterance_index"]), (&json!("translation_result"),
-                &json!(index)));
+            assert_eq!(
+                (&told["type"], &told["utterance_index"]),
+                (&json!("translation_result"), &json!(index))
+            );
         }
     }
     assert_eq!(server.metric("utterd_jobs_submitted_total").await, 6.0);

@@ -11,6 +11,8 @@ mod queue;
 mod settle;
 mod state;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

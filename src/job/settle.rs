@@ -12,6 +12,9 @@ use crate::protocol::limits::{TEXT_BYTES_MAX, clip};
 use crate::protocol::node::{AsrPartial, JobMark, JobResult, NodeFault, ServiceType};
 use crate::telemetry::{Now, Stage};
 
+/// Time a job has at least to find another node when its assignment could not be sent.
+const RESEND_PATIENCE_MS: u64 = 1_000;
+
 /// What a result did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answered {
@@ -113,6 +116,10 @@ impl Scheduler {
             self.end(job, Event::GiveUp(Outcome::Failed), verdict, None, now, effects);
             return;
         }
+        // Its patience may have run out unnoticed while it was assigned: it has a little left.
+        let until = job.pending_until.load(SeqCst).max(now.after_ms(RESEND_PATIENCE_MS));
+        job.pending_until.store(until, SeqCst);
+        effects.push(Effect::Arm(until, Deadline::Pending(Arc::clone(job))));
         // By way of the queue, never straight back: the outbox that was full still is.
         self.waiting.fetch_add(1, SeqCst);
         let parked = self.parked.push(Arc::clone(job));

@@ -321,7 +321,7 @@ pub(super) fn required_pairs(spec: &JobSpec) -> Box<[Pair]> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::job) mod tests {
     use super::*;
     use crate::protocol::job::{Cut, FeatureFlags, Pipeline};
 
