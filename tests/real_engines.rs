@@ -134,8 +134,8 @@ fn node(address: &str, config: &Path) -> Running {
     Running(node.arg("--config").arg(config).stdout(Stdio::null()).spawn().unwrap())
 }
 
-/// Waits until the server has a ready node; should it never say so, speaking will show whether there
-/// is one.
+/// Waits until the server has a ready node; should it never say so, speaking will show whether
+/// there is one.
 fn wait_for_a_node(address: &str) {
     let until = Instant::now() + SOON / 3;
     while Instant::now() < until {

@@ -96,7 +96,8 @@ fn line(event: &SpeakEvent) -> String {
         }
         SpeakEvent::Result { utterance_index, text_asr, text_translated, .. } => {
             format!(
-                "  #{utterance_index} heard:      {text_asr}\n  #{utterance_index} translated: {text_translated}"
+                "  #{utterance_index} heard:      {text_asr}\n  \
+                 #{utterance_index} translated: {text_translated}"
             )
         }
         SpeakEvent::Missing { utterance_index, reason } => {

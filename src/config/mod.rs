@@ -274,8 +274,8 @@ section! {
         /// Losses of its node after which a job fails, so that one that kills nodes does not kill
         /// them all.
         node_deaths_max: u32 = 2, "attempts", from_to(1, 100);
-        /// How long after the end of a turn an answer to one of its earlier slices is still awaited,
-        /// before the slice counts as merged into the last answer.
+        /// How long after the end of a turn an answer to one of its earlier slices is still
+        /// awaited, before the slice counts as merged into the last answer.
         turn_merge_grace_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// Jobs waiting for a node; further ones are refused.
         queue_max: usize = 20_000, "jobs", from_to(1, 10_000_000);

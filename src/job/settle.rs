@@ -387,7 +387,8 @@ impl Scheduler {
         true
     }
 
-    /// Ends the job if `event` still applies; whether it did. Everything that ends a job comes here.
+    /// Ends the job if `event` still applies; whether it did. Everything that ends a job comes
+    /// here.
     pub(super) fn end(
         &self,
         job: &Arc<Job>,

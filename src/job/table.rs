@@ -224,9 +224,9 @@ impl Speaker {
     }
 }
 
-/// The jobs of one stretch of speech. They share one node, and one slot of it, for as long as any of
-/// them is there: a node may keep slices to itself until the last one comes, and slices must not
-/// take the slot that the last one needs.
+/// The jobs of one stretch of speech. They share one node, and one slot of it, for as long as any
+/// of them is there: a node may keep slices to itself until the last one comes, and slices must
+/// not take the slot that the last one needs.
 #[derive(Debug)]
 pub struct Turn {
     /// Its id on the wire.
@@ -292,9 +292,9 @@ pub(super) fn idempotency_key(spec: &JobSpec) -> u128 {
     (half(1) << 64) | half(2)
 }
 
-/// The directed pairs a node must cover to take the job, the one to look up first. With a source of
-/// `auto` that is every candidate language in every direction that may be needed; without candidates
-/// it is a pair that no node serves, and the explanation says so.
+/// The directed pairs a node must cover to take the job, the one to look up first. With a source
+/// of `auto` that is every candidate language in every direction that may be needed; without
+/// candidates it is a pair that no node serves, and the explanation says so.
 pub(super) fn required_pairs(spec: &JobSpec) -> Box<[Pair]> {
     let pair = |src, tgt| Pair { src, tgt };
     if !spec.pipeline.use_nmt && !spec.src.is_auto() {

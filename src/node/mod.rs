@@ -1,8 +1,8 @@
 //! Every worker: its pairs, capacity and health, and the choice of one.
 //!
-//! It refuses to know jobs: a node is asked for a slot and told how an attempt went. Load and health
-//! are atomics inside `Node`, written by the node's own link and read by every placement; who may be
-//! chosen at all is the published snapshot (`pool`).
+//! It refuses to know jobs: a node is asked for a slot and told how an attempt went. Load and
+//! health are atomics inside `Node`, written by the node's own link and read by every placement;
+//! who may be chosen at all is the published snapshot (`pool`).
 
 pub mod pool;
 mod registry;
@@ -23,7 +23,8 @@ pub use registry::{Attached, Registry};
 pub use select::{Claim, Considered, Need, Reasons, Verdict, fit, select};
 pub use state::{Event, State, transition};
 
-/// A node's short name inside this process: never reused, 24 bits so that it fits a job's state word.
+/// A node's short name inside this process: never reused, 24 bits so that it fits a job's state
+/// word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeIndex(pub u32);
 
@@ -332,7 +333,9 @@ pub(crate) mod tests {
         let wire = serde_json::json!({
             "type": "node_register", "version": "2.0.0", "platform": "linux",
             "capability_by_type": [
-                {"type": "asr", "ready": true}, {"type": "nmt", "ready": true}, {"type": "tts", "ready": true}],
+                {"type": "asr", "ready": true},
+                {"type": "nmt", "ready": true},
+                {"type": "tts", "ready": true}],
             "language_capabilities": {"asr_languages": languages, "semantic_languages": languages,
                 "tts_languages": languages},
         });

@@ -115,7 +115,8 @@ impl Reasons {
     }
 }
 
-/// Chooses a node for `need` and takes one of its slots. Allocates nothing when a first choice fits.
+/// Chooses a node for `need` and takes one of its slots. Allocates nothing when a first choice
+/// fits.
 pub fn select(snapshot: &Snapshot, need: &Need<'_>, now: Now) -> (Option<Claim>, Reasons) {
     let mut reasons = Reasons { snapshot: snapshot.version, ..Reasons::default() };
     let Some(route) = snapshot.route(need.pairs[0]) else { return (None, reasons) };

@@ -1,7 +1,8 @@
 //! What can be known of audio without decoding it: form, length and whether anything was said.
 //!
-//! Sources: docs/PROTOCOL.md, "Audio". Two forms are streamed: `opus`, a chain of records (`u16` little-endian length,
-//! then one raw 20 ms packet), and `pcm16`, signed 16-bit little-endian mono.
+//! Sources: docs/PROTOCOL.md, "Audio". Two forms are streamed: `opus`, a chain of records (`u16`
+//! little-endian length, then one raw 20 ms packet), and `pcm16`, signed 16-bit little-endian
+//! mono.
 
 use super::error::DecodeError;
 use super::limits;
@@ -33,8 +34,9 @@ impl Format {
         }
     }
 
-    /// Guesses the form of a stream from its first chunk: a chain of Opus records that ends exactly with the chunk is
-    /// Opus, anything else is PCM (silence in PCM is zeros, and no record is empty).
+    /// Guesses the form of a stream from its first chunk: a chain of Opus records that ends
+    /// exactly with the chunk is Opus, anything else is PCM (silence in PCM is zeros, and no
+    /// record is empty).
     pub fn sniff(chunk: &[u8]) -> Self {
         if !chunk.is_empty() && OpusPackets(chunk).all(|p| p.is_ok()) {
             Format::Opus
@@ -84,8 +86,9 @@ pub fn pcm16_ms(bytes: usize, sample_rate: u32) -> u32 {
     u32::try_from(samples * 1_000 / u64::from(sample_rate.max(1))).unwrap_or(u32::MAX)
 }
 
-/// Estimates the length of a whole recording from the length of its base64 text alone, in milliseconds: exact for
-/// `pcm16`; for Opus at the 24 kbit/s of its senders one 20 ms packet is about 60 bytes; unknown forms count zero.
+/// Estimates the length of a whole recording from the length of its base64 text alone, in
+/// milliseconds: exact for `pcm16`; for Opus at the 24 kbit/s of its senders one 20 ms packet is
+/// about 60 bytes; unknown forms count zero.
 pub fn estimate_ms(format: &str, sample_rate: u32, base64_len: usize) -> u32 {
     let bytes = base64_len / 4 * 3;
     match Format::parse(format) {

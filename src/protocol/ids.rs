@@ -1,7 +1,8 @@
 //! Names of things on the wire, each with a size and a text form.
 //!
-//! Ids made by the server are numbers inside and text outside, so that they are copied, compared and hashed without
-//! touching the heap. Text that peers choose (node ids, trace ids) is kept as it came, bounded by `limits`.
+//! Ids made by the server are numbers inside and text outside, so that they are copied, compared
+//! and hashed without touching the heap. Text that peers choose (node ids, trace ids) is kept as
+//! it came, bounded by `limits`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,7 +32,8 @@ macro_rules! text_form {
 
 /// One speaker's connection to the service: `s-` and 16 upper-case hex digits.
 ///
-/// Nodes remember (session, utterance) pairs for as long as they live, so an id is never used twice (64 random bits).
+/// Nodes remember (session, utterance) pairs for as long as they live, so an id is never used
+/// twice (64 random bits).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct SessionId(pub u64);
 text_form!(SessionId);

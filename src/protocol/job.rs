@@ -27,8 +27,9 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// Whether the node may translate what it has collected of the turn: the last job of every turn must say so, for a
-    /// node keeps shorter pieces for itself (docs/PROTOCOL.md, "Jobs and turns").
+    /// Whether the node may translate what it has collected of the turn: the last job of every
+    /// turn must say so, for a node keeps shorter pieces for itself (docs/PROTOCOL.md, "Jobs and
+    /// turns").
     pub fn closes_turn(self) -> bool {
         !matches!(self, Cut::MaxDuration | Cut::MaxBytes)
     }
@@ -67,7 +68,8 @@ pub struct FeatureFlags {
 }
 
 impl FeatureFlags {
-    /// The true flags as bits, in field order: stable across builds, so that it can be part of an idempotency key.
+    /// The true flags as bits, in field order: stable across builds, so that it can be part of an
+    /// idempotency key.
     pub fn bits(&self) -> u8 {
         let flags = [
             self.emotion_detection,

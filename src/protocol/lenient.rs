@@ -1,4 +1,5 @@
-//! Reading what real peers write: numbers as integers or floats, null for absent, one bad entry among good ones.
+//! Reading what real peers write: numbers as integers or floats, null for absent, one bad entry
+//! among good ones.
 
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
 use serde_json::Value;
@@ -56,7 +57,8 @@ pub(super) fn opt_any<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     Ok(serde_json::from_value(Value::deserialize(d)?).ok())
 }
 
-/// The entries of a list that have the wanted form, at most `N`; anything else counts as an empty list.
+/// The entries of a list that have the wanted form, at most `N`; anything else counts as an empty
+/// list.
 pub(super) fn entries<'de, D: Deserializer<'de>, T: DeserializeOwned, const N: usize>(
     d: D,
 ) -> Result<Vec<T>, D::Error> {

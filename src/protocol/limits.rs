@@ -1,6 +1,7 @@
 //! Every bound of the wire, in one place, related to each other by assertions at build time.
 //!
-//! What an operator may want to change is configuration and lives there; these are the bounds of the words themselves.
+//! What an operator may want to change is configuration and lives there; these are the bounds of
+//! the words themselves.
 
 /// Longest id, trace id, platform or version text a peer may choose, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
@@ -16,8 +17,8 @@ pub const PAIRS_PER_NODE_MAX: usize = LANGUAGES_MAX * LANGUAGES_MAX;
 pub const SERVICES_MAX: usize = 256;
 /// Candidate languages of a session whose source is `auto`.
 pub const AUTO_LANGS_MAX: usize = 16;
-/// Longest Opus packet taken for one, in bytes: RFC 6716 allows 1,275 a frame and 48 frames of 2.5 ms a packet, and
-/// senders here put one 20 ms frame in a packet.
+/// Longest Opus packet taken for one, in bytes: RFC 6716 allows 1,275 a frame and 48 frames of
+/// 2.5 ms a packet, and senders here put one 20 ms frame in a packet.
 pub const OPUS_PACKET_BYTES_MAX: usize = 1_275 * 6;
 /// Length of one Opus packet of these senders, in milliseconds.
 pub const OPUS_PACKET_MS: u32 = 20;

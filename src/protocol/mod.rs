@@ -1,7 +1,7 @@
 //! The words on the wire: encodes and decodes every message and audio frame, with every bound.
 //!
-//! It refuses to know what any message causes. Nothing here touches a socket, a clock or another module of ours; the
-//! promises to peers are written down in docs/PROTOCOL.md.
+//! It refuses to know what any message causes. Nothing here touches a socket, a clock or another
+//! module of ours; the promises to peers are written down in docs/PROTOCOL.md.
 
 pub mod audio;
 pub mod error;

@@ -1,7 +1,8 @@
 //! The node socket: what workers send (`Message`) and are sent (`Command`).
 //!
-//! Source: docs/PROTOCOL.md, "Node socket". Reading is as tolerant as a parser can be: one unknown device, service type or
-//! odd key never costs a node its registration or a job its result.
+//! Source: docs/PROTOCOL.md, "Node socket". Reading is as tolerant as a parser can be: one
+//! unknown device, service type or odd key never costs a node its registration or a job its
+//! result.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -670,13 +671,15 @@ mod tests {
 
     #[test]
     fn one_odd_entry_does_not_cost_the_registration() {
-        let json = r#"{"type":"node_register","node_id":null,"version":"2.0.0","platform":"linux","hardware":null,
+        let json = r#"{"type":"node_register","node_id":null,"version":"2.0.0","platform":"linux",
+            "hardware":null,
             "installed_models":[],"installed_services":[
               {"service_id":"a","type":"asr","device":"auto","status":"running"},
               {"service_id":"b","type":"levitation","device":"gpu","status":"running"},
               {"service_id":7},{"service_id":"c","type":"nmt","device":"gpu","status":"sleeping"}],
             "capability_by_type":[{"type":"tts","ready":true,"devices":["gpu"]},{"type":"tone"},9],
-            "language_capabilities":{"asr_languages":["zh",3,"en"],"tts_languages":["en"],"semantic_languages":null}}"#;
+            "language_capabilities":{"asr_languages":["zh",3,"en"],"tts_languages":["en"],
+              "semantic_languages":null}}"#;
         let Ok(Message::Register(r)) = decoded(json) else { panic!("refused") };
         assert_eq!(r.ready, ServiceSet::default().with(ServiceType::Asr).with(ServiceType::Tts));
         assert_eq!((r.sources.len(), r.targets.len(), r.services.len()), (2, 1, 3));
@@ -686,8 +689,9 @@ mod tests {
     fn results_survive_wrong_typed_extras() {
         let job = JobId(9);
         let json = format!(
-            r#"{{"type":"job_result","job_id":"{job}","attempt_id":1.0,"node_id":"n","success":true,"text_asr":null,
-            "tts_audio":"QUJD","extra":{{"reason":"ASR_EMPTY","emotion":4,"other":[],"speech_rate":1.5}},
+            r#"{{"type":"job_result","job_id":"{job}","attempt_id":1.0,"node_id":"n","success":true,
+            "text_asr":null,"tts_audio":"QUJD",
+            "extra":{{"reason":"ASR_EMPTY","emotion":4,"other":[],"speech_rate":1.5}},
             "processing_time_ms":12.5,"trace_id":"t","segments_meta":{{"count":1}}}}"#
         );
         let Ok(Message::JobResult(r)) = decoded(&json) else { panic!("refused") };

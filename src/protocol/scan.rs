@@ -1,13 +1,14 @@
 //! Finds one long string in a JSON object without parsing it.
 //!
-//! A frame with speech in it is a few hundred bytes of fields around tens of kilobytes of base64. The scanner skips from
-//! quote to quote, so the base64 is passed over at memory speed and stays where it is; everything around it goes to the
-//! ordinary parser. Whatever looks unusual gives `None`, and the caller parses the whole frame.
+//! A frame with speech in it is a few hundred bytes of fields around tens of kilobytes of base64.
+//! The scanner skips from quote to quote, so the base64 is passed over at memory speed and stays
+//! where it is; everything around it goes to the ordinary parser. Whatever looks unusual gives
+//! `None`, and the caller parses the whole frame.
 
 use std::ops::Range;
 
-/// Byte range of the value of top-level `key`, without its quotes, if it is there exactly once, is a string, and has
-/// no escapes. The text around the range is not checked: parse it.
+/// Byte range of the value of top-level `key`, without its quotes, if it is there exactly once,
+/// is a string, and has no escapes. The text around the range is not checked: parse it.
 pub(super) fn top_level_string(json: &[u8], key: &str) -> Option<Range<usize>> {
     let mut found = None;
     let mut depth = 0_usize;
@@ -42,7 +43,8 @@ pub(super) fn top_level_string(json: &[u8], key: &str) -> Option<Range<usize>> {
     found
 }
 
-/// Index of the quote that ends the string begun before `from`, and whether an escape came before it.
+/// Index of the quote that ends the string begun before `from`, and whether an escape came before
+/// it.
 fn string_end(json: &[u8], from: usize) -> Option<(usize, bool)> {
     let mut at = from;
     let mut escaped = false;
@@ -110,8 +112,9 @@ mod tests {
         fn agrees_with_the_parser(text in "[A-Za-z0-9+/=]{0,64}", other in ".{0,24}", first: bool) {
             let mut map = [("audio", text.clone()), ("other", other)];
             if !first { map.reverse(); }
+            let quoted = |v: &String| serde_json::to_string(v).unwrap();
             let fields: Vec<String> =
-                map.iter().map(|(k, v)| format!("{k:?}: {}", serde_json::to_string(v).unwrap())).collect();
+                map.iter().map(|(k, v)| format!("{k:?}: {}", quoted(v))).collect();
             let json = format!("{{{}}}", fields.join(" , "));
             prop_assert_eq!(value(&json, "audio"), Some(text));
         }

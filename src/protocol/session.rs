@@ -1,7 +1,7 @@
 //! The session socket: what speakers and listeners send (`Request`) and are sent (`Event`).
 //!
-//! Source: docs/PROTOCOL.md, "Session socket". Decoding borrows nothing: audio stays in the received frame as a shared
-//! slice, the rest is small.
+//! Source: docs/PROTOCOL.md, "Session socket". Decoding borrows nothing: audio stays in the
+//! received frame as a shared slice, the rest is small.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -85,7 +85,8 @@ pub struct Init {
     /// Extension: stages wanted for the session's chunk streams.
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
-    /// Extension: what else the client understands; `typed_errors` asks for an `error` frame per failed job.
+    /// Extension: what else the client understands; `typed_errors` asks for an `error` frame per
+    /// failed job.
     #[serde(default)]
     pub extensions: Option<Vec<String>>,
 }
@@ -203,7 +204,8 @@ const SERVER_TYPES: [&str; 12] = [
 
 /// Decodes one text frame.
 pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
-    // A frame is either small, or long because of its one audio field; the field's name differs by type.
+    // A frame is either small, or long because of its one audio field; the field's name differs
+    // by type.
     if let Some(hole) = super::scan::top_level_string(frame, "audio") {
         let rest = super::scan::without(frame, &hole);
         if kind(&rest)? == "utterance" {
@@ -477,7 +479,8 @@ pub struct TranslationResult<'a> {
     pub late: bool,
 }
 
-/// Where the time went outside the node, in milliseconds; values that are not positive are left out.
+/// Where the time went outside the node, in milliseconds; values that are not positive are left
+/// out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[allow(
     missing_docs,
@@ -514,8 +517,9 @@ mod tests {
     #[test]
     fn utterance_audio_is_a_slice_of_the_frame() {
         let frame = Bytes::from_static(
-            br#"{"type":"utterance","session_id":"s-1","utterance_index":0.0,"manual_cut":true,"src_lang":"zh",
-            "tgt_lang":"en","dialect":null,"audio":"QUJDRA==","audio_format":"opus","sample_rate":16000,"new":[1]}"#,
+            br#"{"type":"utterance","session_id":"s-1","utterance_index":0.0,
+            "manual_cut":true,"src_lang":"zh","tgt_lang":"en","dialect":null,"audio":"QUJDRA==",
+            "audio_format":"opus","sample_rate":16000,"new":[1]}"#,
         );
         let Ok(Request::Utterance(u)) = decode(&frame) else { panic!("not an utterance") };
         assert_eq!((&u.audio[..], u.head.utterance_index), (&b"QUJDRA=="[..], 0));
@@ -552,11 +556,13 @@ mod tests {
             ),
             "audio"
         );
-        let pcm = r#"{"type":"utterance","session_id":"s","utterance_index":0,"manual_cut":true,"src_lang":"zh",
-            "tgt_lang":"en","audio":"QUJD","audio_format":"pcm16","sample_rate":16000}"#;
+        let pcm = r#"{"type":"utterance","session_id":"s","utterance_index":0,
+            "manual_cut":true,"src_lang":"zh","tgt_lang":"en","audio":"QUJD",
+            "audio_format":"pcm16","sample_rate":16000}"#;
         assert_eq!(fault(pcm), "audio");
         let long = format!(
-            r#"{{"type":"session_init","client_version":"{}","platform":"web","src_lang":"zh","tgt_lang":"en"}}"#,
+            r#"{{"type":"session_init","client_version":"{}","platform":"web","src_lang":"zh",
+            "tgt_lang":"en"}}"#,
             "x".repeat(200)
         );
         assert_eq!(fault(&long), "too_long");

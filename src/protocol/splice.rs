@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-/// Appends `head` (which must serialise to an object) with the further field `key`, whose string value `write` appends
-/// and which must need no escaping (base64).
+/// Appends `head` (which must serialise to an object) with the further field `key`, whose string
+/// value `write` appends and which must need no escaping (base64).
 pub(super) fn write<T: Serialize>(
     out: &mut Vec<u8>,
     head: &T,

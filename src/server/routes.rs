@@ -207,7 +207,10 @@ impl Routes {
         let body = json!({
             "web_clients": {"active_users": users, "top_languages": top, "language_usage": usage},
             "nodes": self.node_stats(),
-            "jobs": {"live": self.shared.scheduler.live(), "waiting": self.shared.scheduler.waiting()},
+            "jobs": {
+                "live": self.shared.scheduler.live(),
+                "waiting": self.shared.scheduler.waiting(),
+            },
             "store": self.store_stats(),
             "uptime_seconds":
                 self.shared.now().unix_ms.saturating_sub(self.shared.started_unix_ms) / 1_000,

@@ -563,8 +563,8 @@ impl Session {
         self.open.insert(index, job);
     }
 
-    /// The submission of `index` was refused: the client is told, in order, and asked to pause if it
-    /// is speaking. Nothing was kept.
+    /// The submission of `index` was refused: the client is told, in order, and asked to pause if
+    /// it is speaking. Nothing was kept.
     pub fn refused(
         &mut self,
         index: u64,

@@ -6,8 +6,8 @@
 //!   end marker ─▶ wait out the hangover, still taking chunks in ─▶ cut
 //!   nothing for pause_ms ─▶ cut
 //! ```
-//! Everything taken in ends in a cut or is counted as dropped: a cut in which nothing was said makes
-//! no utterance, unless a node holds earlier slices of the same turn and waits for its end.
+//! Everything taken in ends in a cut or is counted as dropped: a cut in which nothing was said
+//! makes no utterance, unless a node holds earlier slices of the same turn and waits for its end.
 
 use bytes::{Bytes, BytesMut};
 

@@ -1,9 +1,9 @@
 //! Gives results back in the order of the utterances.
 //!
 //! A result waits for the utterances before it until they settle, or until it has waited for
-//! `gap_wait_ms`: then the gap is told, the later results flow, and what was late is still delivered
-//! when it comes, marked as late. Nothing computed is thrown away, and every utterance ends in
-//! exactly one thing told in its place, plus at most one late result.
+//! `gap_wait_ms`: then the gap is told, the later results flow, and what was late is still
+//! delivered when it comes, marked as late. Nothing computed is thrown away, and every utterance
+//! ends in exactly one thing told in its place, plus at most one late result.
 
 use std::collections::BTreeMap;
 

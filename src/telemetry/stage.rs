@@ -74,7 +74,8 @@ impl Stage {
     }
 }
 
-/// Monotonic microseconds of each stage; zero where it did not come to that. Whoever causes the stage writes it.
+/// Monotonic microseconds of each stage; zero where it did not come to that. Whoever causes the
+/// stage writes it.
 #[derive(Debug, Default)]
 pub struct Stamps([AtomicU64; Stage::ALL.len()]);
 

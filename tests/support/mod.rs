@@ -414,7 +414,7 @@ pub fn register_message(id: Option<&str>, languages: &[&str]) -> Value {
         "capability_schema_version": "2.0", "platform": "linux",
         "hardware": {"cpu_cores": 2, "memory_gb": 24}, "installed_models": [],
         "installed_services": [
-            {"service_id": "faster-whisper-vad", "type": "asr", "device": "gpu", "status": "running"},
+            {"service_id": "faster-whisper", "type": "asr", "device": "gpu", "status": "running"},
             {"service_id": "nmt-m2m100", "type": "nmt", "device": "gpu", "status": "running"},
             {"service_id": "piper-tts", "type": "tts", "device": "gpu", "status": "running"}],
         "capability_by_type": [{"type": "asr", "ready": true, "devices": ["gpu"]},
