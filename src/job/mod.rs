@@ -34,7 +34,7 @@ use crate::tenant::{Admission, Denied};
 pub use deadline::Wheel;
 pub use queue::WaitQueue;
 pub use settle::Answered;
-pub use state::{Event, Outcome, Phase, State, transition};
+pub use state::{Event, Phase, State, transition};
 pub use table::{Ended, Job, Placement, Speaker, Turn};
 
 /// What the shell has to do about a decision.

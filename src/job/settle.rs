@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::state::{Event, Outcome, State};
+use super::state::{Event, State};
 use super::table::{Ended, Job};
 use super::{Deadline, Effect, Effects, Progress, Scheduler, Verdict};
 use crate::node::NodeIndex;
 use crate::protocol::ErrorCode;
+use crate::protocol::job::Outcome;
 use crate::protocol::limits::{TEXT_BYTES_MAX, clip};
 use crate::protocol::node::{AsrPartial, JobMark, JobResult, NodeFault, ServiceType};
 use crate::telemetry::{Now, Stage};

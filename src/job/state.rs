@@ -11,52 +11,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use serde::Serialize;
-
 use crate::node::NodeIndex;
-
-/// How a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(u8)]
-pub enum Outcome {
-    /// A node answered with text or speech.
-    Succeeded,
-    /// A node answered that nothing was said.
-    Empty,
-    /// The node put its audio into the answer of a later job of the turn.
-    Merged,
-    /// It could not be done.
-    Failed,
-    /// No node was free in time.
-    Expired,
-    /// Nobody wants it any more.
-    Cancelled,
-}
-
-impl Outcome {
-    /// All outcomes, in the order of their numbers.
-    pub const ALL: [Outcome; 6] = [
-        Outcome::Succeeded,
-        Outcome::Empty,
-        Outcome::Merged,
-        Outcome::Failed,
-        Outcome::Expired,
-        Outcome::Cancelled,
-    ];
-
-    /// Name in explanations and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Succeeded => "succeeded",
-            Outcome::Empty => "empty",
-            Outcome::Merged => "merged",
-            Outcome::Failed => "failed",
-            Outcome::Expired => "expired",
-            Outcome::Cancelled => "cancelled",
-        }
-    }
-}
+use crate::protocol::job::Outcome;
 
 /// How far a job has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

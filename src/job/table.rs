@@ -6,10 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::Outcome;
 use super::state::{State, Word};
 use crate::node::{NodeIndex, Reasons};
-use crate::protocol::job::{Audio, JobSpec};
+use crate::protocol::job::{Audio, JobSpec, Outcome};
 use crate::protocol::{ErrorCode, JobId, Lang, NodeId, Pair, SessionId, TurnId};
 use crate::telemetry::Stamps;
 

@@ -15,7 +15,7 @@ use crate::node::tests::report_of;
 use crate::node::{Attached, State as NodeState};
 use crate::protocol::NodeId;
 use crate::protocol::TurnId;
-use crate::protocol::job::Cut;
+use crate::protocol::job::{Cut, Outcome};
 use crate::protocol::node::NodeFault;
 
 /// The defaults with small tables: a world is made many times.

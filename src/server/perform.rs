@@ -6,13 +6,14 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 
 use super::shared::{Mail, SessionHandle, Shared};
-use crate::job::{Effect, Effects, Ended, Job, Outcome, Progress};
+use crate::job::{Effect, Effects, Ended, Job, Progress};
 use crate::node::NodeIndex;
+use crate::protocol::job::Outcome;
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
 use crate::session::{Answer, News};
 use crate::store::{Done, Refused, Why, Write};
-use crate::store::{IdemRow, JobRow, Outcome as StoredOutcome, TerminalRow};
+use crate::store::{IdemRow, JobRow, TerminalRow};
 use crate::telemetry::{Now, Stage};
 use crate::transport::{Frame, Refusal};
 
@@ -211,7 +212,7 @@ pub(super) fn record(
         id: job.id,
         session: job.spec.session,
         utterance_index: job.spec.utterance_index,
-        outcome: stored(ended.outcome),
+        outcome: ended.outcome,
         code: ended.code_text().unwrap_or_default().to_owned(),
         message: ended.message.clone(),
         attempts: ended.attempts,
@@ -225,16 +226,5 @@ pub(super) fn record(
         Err(Refused { done, why: Why::Full, .. }) => Err(done),
         // The store is shutting down: what it has not taken is done again after the start.
         Err(Refused { why: Why::Stopped, .. }) => Ok(()),
-    }
-}
-
-fn stored(outcome: Outcome) -> StoredOutcome {
-    match outcome {
-        Outcome::Succeeded => StoredOutcome::Succeeded,
-        Outcome::Empty => StoredOutcome::Empty,
-        Outcome::Merged => StoredOutcome::Merged,
-        Outcome::Failed => StoredOutcome::Failed,
-        Outcome::Expired => StoredOutcome::Expired,
-        Outcome::Cancelled => StoredOutcome::Cancelled,
     }
 }

@@ -11,8 +11,8 @@ use super::perform::perform;
 use super::shared::Shared;
 use crate::config::{Config, Pool, check_pools};
 use crate::job::{Effects, Submission};
-use crate::protocol::job::Audio;
-use crate::store::{Outcome, PoolConfigRow, Recovered, RecoveredJob, TerminalRow, Write};
+use crate::protocol::job::{Audio, Outcome};
+use crate::store::{PoolConfigRow, Recovered, RecoveredJob, TerminalRow, Write};
 
 /// The pool configuration to begin with and its version: the stored one if an operator changed it
 /// while the server ran, else the file's.

@@ -1,6 +1,7 @@
 //! HTTP: the two WebSocket endpoints, health, metrics, and the JSON answers for operators.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
@@ -31,6 +33,8 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 const ROWS_MAX: usize = 1_000;
 /// Languages in `top_languages`.
 const TOP_LANGUAGES: usize = 10;
+
+type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Answers requests and turns upgrades into connection tasks.
 pub(super) struct Routes {
@@ -100,22 +104,14 @@ impl Routes {
             outbox_bytes_max: t.session_outbox_bytes_max,
             ..self.limits()
         };
-        let outbox = Outbox::new(t.session_outbox_frames_max, t.session_outbox_bytes_max);
-        let (response, socket) = match upgrade(request, &limits) {
-            Ok(agreed) => agreed,
-            Err(refusal) => return refusal,
-        };
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            match socket.await {
-                Ok(socket) => {
-                    let connection = Connection::new(socket, limits, Arc::clone(&outbox));
-                    SessionTask::new(shared, peer, connection, outbox).run().await;
-                }
-                Err(error) => debug!(%peer, %error, "a client left during the upgrade"),
-            }
-        });
-        response
+        open_socket(
+            request,
+            peer,
+            limits,
+            t.session_outbox_frames_max,
+            move |connection, outbox| SessionTask::new(shared, peer, connection, outbox).run(),
+        )
     }
 
     fn node_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
@@ -126,22 +122,10 @@ impl Routes {
             outbox_bytes_max: t.node_outbox_bytes_max,
             ..self.limits()
         };
-        let outbox = Outbox::new(t.node_outbox_frames_max, t.node_outbox_bytes_max);
-        let (response, socket) = match upgrade(request, &limits) {
-            Ok(agreed) => agreed,
-            Err(refusal) => return refusal,
-        };
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            match socket.await {
-                Ok(socket) => {
-                    let connection = Connection::new(socket, limits, Arc::clone(&outbox));
-                    NodeTask::new(shared, peer, connection, outbox).run().await;
-                }
-                Err(error) => debug!(%peer, %error, "a node left during the upgrade"),
-            }
-        });
-        response
+        open_socket(request, peer, limits, t.node_outbox_frames_max, move |connection, outbox| {
+            NodeTask::new(shared, peer, connection, outbox).run()
+        })
     }
 
     fn limits(&self) -> Limits {
@@ -450,6 +434,28 @@ impl Service for Routes {
     async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         self.route(request, peer).await
     }
+}
+
+/// Agrees to a WebSocket and gives it to a task of its own, or answers why not.
+fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
+    request: &mut Request<Incoming>,
+    peer: SocketAddr,
+    limits: Limits,
+    frames_max: usize,
+    run: impl FnOnce(Connection<Upgraded, T>, Arc<Outbox<T>>) -> F + Send + 'static,
+) -> Response<Body> {
+    let (response, socket) = match upgrade(request, &limits) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return refusal,
+    };
+    let outbox = Outbox::new(frames_max, limits.outbox_bytes_max);
+    tokio::spawn(async move {
+        match socket.await {
+            Ok(socket) => run(Connection::new(socket, limits, Arc::clone(&outbox)), outbox).await,
+            Err(error) => debug!(%peer, %error, "a peer left during the upgrade"),
+        }
+    });
+    response
 }
 
 fn reply(status: StatusCode, body: &Value) -> Response<Body> {

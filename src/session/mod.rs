@@ -4,6 +4,7 @@
 //! the id. `apply` takes one input, the time, and a list to put effects in; it never waits.
 
 mod group;
+mod profile;
 mod segmenter;
 mod sequencer;
 
@@ -14,16 +15,16 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::protocol::audio::{self, Format};
-use crate::protocol::job::{Audio, Cut, FeatureFlags, JobSpec, Pipeline};
+use crate::protocol::job::{Audio, Cut, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::session::{
-    AudioChunk, Event, Init, NetworkTimings, Request, TranslationResult, UiEvent, UiStatus,
-    Utterance,
+    AudioChunk, Event, NetworkTimings, Request, TranslationResult, UiEvent, UiStatus, Utterance,
 };
-use crate::protocol::{DecodeError, ErrorCode, JobId, Lang, SessionId, TurnId, limits};
+use crate::protocol::{ErrorCode, JobId, SessionId, TurnId};
 use crate::telemetry::Now;
 
 use group::Groups;
+use profile::boxed;
 use segmenter::{Out, Piece, Segmenter};
 use sequencer::{Release, Sequencer};
 
@@ -31,6 +32,8 @@ use sequencer::{Release, Sequencer};
 const INDEX_MAX: u64 = (1 << 53) - 1;
 /// Shortest time between two requests to pause, in microseconds: clients ignore the second.
 const PAUSE_APART_US: u64 = 500_000;
+
+pub use profile::Profile;
 
 /// What reaches a session.
 #[derive(Debug)]
@@ -142,77 +145,6 @@ pub struct Cutting {
     pub audio: Audio,
     /// When its first audio was read, monotonic microseconds.
     pub received_us: u64,
-}
-
-/// What the client said about itself.
-#[derive(Debug, Clone)]
-pub struct Profile {
-    /// Free text.
-    pub client_version: String,
-    /// Free text.
-    pub platform: String,
-    /// Who pays.
-    pub tenant: Option<String>,
-    /// Language spoken.
-    pub src: Lang,
-    /// Language wanted.
-    pub tgt: Lang,
-    /// Trace of the whole session.
-    pub trace_id: String,
-    dialect: Option<String>,
-    features: Option<FeatureFlags>,
-    mode: Option<String>,
-    lang_a: Option<Lang>,
-    lang_b: Option<Lang>,
-    auto_langs: Option<Vec<Lang>>,
-    pipeline: Pipeline,
-    streaming_asr: bool,
-    partial_interval_ms: u64,
-    audio_format: Option<Format>,
-    sample_rate: u32,
-    typed_errors: bool,
-}
-
-impl Profile {
-    /// From `session_init`; `fresh_trace` is used when the client brought none.
-    pub fn new(init: Init, fresh_trace: String) -> Result<Self, DecodeError> {
-        let audio_format = match init.audio_format.as_deref() {
-            None => None,
-            Some(name) => Some(Format::parse(name).ok_or_else(|| {
-                DecodeError::Malformed(format!("audio_format `{}`", limits::clip(name, 32)))
-            })?),
-        };
-        let sample_rate = init.sample_rate.unwrap_or(limits::SAMPLE_RATE);
-        if !(8_000..=limits::SAMPLE_RATE_MAX).contains(&sample_rate) {
-            let fault = format!("sample_rate {sample_rate} is out of range");
-            return Err(DecodeError::Malformed(fault));
-        }
-        let extensions = init.extensions.unwrap_or_default();
-        Ok(Self {
-            client_version: init.client_version,
-            platform: init.platform,
-            tenant: init.tenant_id.filter(|t| !t.is_empty()),
-            src: init.src_lang,
-            tgt: init.tgt_lang,
-            trace_id: init.trace_id.filter(|t| !t.is_empty()).unwrap_or(fresh_trace),
-            dialect: init.dialect,
-            features: init.features,
-            mode: init.mode,
-            lang_a: init.lang_a,
-            lang_b: init.lang_b,
-            auto_langs: init.auto_langs,
-            pipeline: init.pipeline.unwrap_or_default(),
-            streaming_asr: init.enable_streaming_asr.unwrap_or(true),
-            partial_interval_ms: init.partial_update_interval_ms.unwrap_or(1_000),
-            audio_format,
-            sample_rate,
-            typed_errors: extensions.iter().any(|e| e == "typed_errors"),
-        })
-    }
-
-    fn boxed(text: Option<&String>) -> Option<Box<str>> {
-        text.map(|t| t.as_str().into())
-    }
 }
 
 /// A whole recording that waits for the ones before it.
@@ -450,11 +382,11 @@ impl Session {
             session: self.id,
             utterance_index,
             turn,
-            tenant: Profile::boxed(p.tenant.as_ref()),
+            tenant: boxed(p.tenant.as_ref()),
             src: p.src,
             tgt: p.tgt,
-            dialect: Profile::boxed(p.dialect.as_ref()),
-            mode: Profile::boxed(p.mode.as_ref()),
+            dialect: boxed(p.dialect.as_ref()),
+            mode: boxed(p.mode.as_ref()),
             lang_a: p.lang_a,
             lang_b: p.lang_b,
             auto_langs: p.auto_langs.clone(),
@@ -505,8 +437,8 @@ impl Session {
         let spec = JobSpec {
             src: head.src_lang,
             tgt: head.tgt_lang,
-            dialect: Profile::boxed(head.dialect.as_ref()).or(own.dialect),
-            mode: Profile::boxed(head.mode.as_ref()).or(own.mode),
+            dialect: boxed(head.dialect.as_ref()).or(own.dialect),
+            mode: boxed(head.mode.as_ref()).or(own.mode),
             lang_a: head.lang_a.or(own.lang_a),
             lang_b: head.lang_b.or(own.lang_b),
             auto_langs: head.auto_langs.or(own.auto_langs),

@@ -36,7 +36,7 @@ use redb::{Database, ReadableDatabase};
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
 pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use record::{
-    IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, Outcome, PoolConfigRow, SessionRow, TerminalRow,
+    IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow, TerminalRow,
 };
 
 use crate::protocol::ids::{JobId, SessionId};

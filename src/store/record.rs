@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 
 use super::codec::Record;
 use crate::protocol::ids::{JobId, Lang, NodeId, SessionId};
-use crate::protocol::job::JobSpec;
+use crate::protocol::job::{JobSpec, Outcome};
 
 macro_rules! records {
     ($($row:ident: $kind:literal v $version:literal;)*) => {
@@ -82,23 +82,6 @@ pub struct JobRow {
     pub audio_crc: u32,
     /// Length of the audio in bytes. The writer sets it.
     pub audio_bytes: u32,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
-pub enum Outcome {
-    /// A node answered.
-    Succeeded,
-    /// A node heard no speech.
-    Empty,
-    /// A node took it into a later job of the same turn.
-    Merged,
-    /// It could not be done; the code says why.
-    Failed,
-    /// Its deadline passed.
-    Expired,
-    /// Nobody wants it any more.
-    Cancelled,
 }
 
 /// A job that ended.

@@ -22,6 +22,7 @@ use super::tables::{self, ONLY, Tables};
 use super::writer::FIRST_SEQ;
 use super::{AudioLost, Recovered, RecoveredJob, StoreError};
 use crate::protocol::ids::{JobId, SessionId};
+use crate::protocol::job::Outcome;
 
 /// The database.
 pub(super) const FILE: &str = "utterd.redb";

@@ -4,6 +4,7 @@
 //! the closed database behind the store's back.
 
 use super::*;
+use crate::protocol::job::Outcome;
 
 /// Changes a stored value in a closed database.
 fn damage<K: Key + 'static>(

@@ -2,6 +2,7 @@
 
 mod damage;
 
+use crate::protocol::job::Outcome;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -1,0 +1,78 @@
+//! What a client said about itself when it opened its session.
+
+use crate::protocol::audio::Format;
+use crate::protocol::job::{FeatureFlags, Pipeline};
+use crate::protocol::session::Init;
+use crate::protocol::{DecodeError, Lang, limits};
+
+/// What the client said about itself.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// Free text.
+    pub client_version: String,
+    /// Free text.
+    pub platform: String,
+    /// Who pays.
+    pub tenant: Option<String>,
+    /// Language spoken.
+    pub src: Lang,
+    /// Language wanted.
+    pub tgt: Lang,
+    /// Trace of the whole session.
+    pub trace_id: String,
+    pub(super) dialect: Option<String>,
+    pub(super) features: Option<FeatureFlags>,
+    pub(super) mode: Option<String>,
+    pub(super) lang_a: Option<Lang>,
+    pub(super) lang_b: Option<Lang>,
+    pub(super) auto_langs: Option<Vec<Lang>>,
+    pub(super) pipeline: Pipeline,
+    pub(super) streaming_asr: bool,
+    pub(super) partial_interval_ms: u64,
+    pub(super) audio_format: Option<Format>,
+    pub(super) sample_rate: u32,
+    pub(super) typed_errors: bool,
+}
+
+impl Profile {
+    /// From `session_init`; `fresh_trace` is used when the client brought none.
+    pub fn new(init: Init, fresh_trace: String) -> Result<Self, DecodeError> {
+        let audio_format = match init.audio_format.as_deref() {
+            None => None,
+            Some(name) => Some(Format::parse(name).ok_or_else(|| {
+                DecodeError::Malformed(format!("audio_format `{}`", limits::clip(name, 32)))
+            })?),
+        };
+        let sample_rate = init.sample_rate.unwrap_or(limits::SAMPLE_RATE);
+        if !(8_000..=limits::SAMPLE_RATE_MAX).contains(&sample_rate) {
+            let fault = format!("sample_rate {sample_rate} is out of range");
+            return Err(DecodeError::Malformed(fault));
+        }
+        let extensions = init.extensions.unwrap_or_default();
+        Ok(Self {
+            client_version: init.client_version,
+            platform: init.platform,
+            tenant: init.tenant_id.filter(|t| !t.is_empty()),
+            src: init.src_lang,
+            tgt: init.tgt_lang,
+            trace_id: init.trace_id.filter(|t| !t.is_empty()).unwrap_or(fresh_trace),
+            dialect: init.dialect,
+            features: init.features,
+            mode: init.mode,
+            lang_a: init.lang_a,
+            lang_b: init.lang_b,
+            auto_langs: init.auto_langs,
+            pipeline: init.pipeline.unwrap_or_default(),
+            streaming_asr: init.enable_streaming_asr.unwrap_or(true),
+            partial_interval_ms: init.partial_update_interval_ms.unwrap_or(1_000),
+            audio_format,
+            sample_rate,
+            typed_errors: extensions.iter().any(|e| e == "typed_errors"),
+        })
+    }
+}
+
+/// The text, as job descriptions hold it.
+pub(super) fn boxed(text: Option<&String>) -> Option<Box<str>> {
+    text.map(|t| t.as_str().into())
+}
