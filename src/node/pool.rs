@@ -58,9 +58,12 @@ impl Snapshot {
     }
 
     /// The first configured pool that is meant for `pair` and `tenant`, whether or not it has nodes
-    /// now: its own limits hold for the job.
+    /// now: its own limits hold for the job. As in the choice of a node, a pool made for the tenant
+    /// comes before those for everyone.
     pub fn limits_for(&self, pair: Pair, tenant: Option<&str>) -> Option<&config::Pool> {
-        self.config.iter().map(Arc::as_ref).find(|pool| meant_for(pool, pair, tenant))
+        let meant =
+            || self.config.iter().map(Arc::as_ref).filter(|pool| meant_for(pool, pair, tenant));
+        meant().find(|pool| !pool.tenants.is_empty()).or_else(|| meant().next())
     }
 }
 

@@ -54,8 +54,8 @@ impl Registry {
         &self.config
     }
 
-    /// Lets a new connection speak for `id`; an older one is thereby void. A node known before keeps
-    /// its index. What was sent over the older connection is the caller's to resolve.
+    /// Lets a new connection speak for `id`; an older one is thereby void. A node known before
+    /// keeps its index. What was sent over the older connection is the caller's to resolve.
     pub fn attach(&self, id: NodeId, now: Now) -> Result<Attached, RegistryFull> {
         let generation = self.next_generation.fetch_add(1, SeqCst);
         let by_id = self.by_id.pin();

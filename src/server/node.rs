@@ -139,22 +139,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         if self.is_foreign(report.node_id.as_deref()) {
             self.shared.metrics.foreign.with_label_values(&["node"]).inc();
         }
-        if self.attached.is_none() {
+        if let Some(attached) = &self.attached {
+            self.acknowledge(&attached.node.id);
+        } else {
             let named = report.node_id.as_deref().filter(|id| !id.is_empty());
             let id = named.map_or_else(fresh_id, NodeId::from);
-            if !self.attach(id) {
+            if !self.attach(id, Greeting::Acknowledge) {
                 return;
             }
         }
         let Some(attached) = self.attached.clone() else { return };
-        // The answer goes first: a node drops assignments that come before it.
-        let node_id = attached.node.id.to_string();
-        let message = "Node registered successfully";
-        self.send(&Command::NodeRegisterAck { node_id, message, status: "registering" });
         info!(node = %attached.node.id, peer = %self.peer, version = %report.version,
             platform = %report.platform, ready = ?report.ready, "node registered");
         self.remember(&attached, report);
         self.report(&attached, report);
+    }
+
+    fn acknowledge(&self, id: &NodeId) {
+        let (node_id, message) = (id.to_string(), "Node registered successfully");
+        self.send(&Command::NodeRegisterAck { node_id, message, status: "registering" });
     }
 
     /// What the configured switches hold against a registration, if anything.
@@ -176,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             let Some(id) = report.node_id.as_deref().filter(|id| !id.is_empty()) else {
                 return self.refused("no_node_id");
             };
-            if !self.attach(NodeId::from(id)) {
+            if !self.attach(NodeId::from(id), Greeting::None) {
                 return;
             }
             info!(node = id, peer = %self.peer, "node is back by heartbeat");
@@ -197,9 +200,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
     }
 
     /// Makes this connection the one that speaks for `id`; false if there is no room.
-    fn attach(&mut self, id: NodeId) -> bool {
-        let now = self.shared.now();
-        let attached = match self.shared.registry.attach(id, now) {
+    fn attach(&mut self, id: NodeId, greeting: Greeting) -> bool {
+        let attached = match self.shared.registry.attach(id, self.shared.now()) {
             Ok(attached) => attached,
             Err(full) => {
                 warn!(peer = %self.peer, %full, "node refused");
@@ -207,6 +209,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
                 return false;
             }
         };
+        // Before the link, over which assignments come at once if the node was in the pools
+        // already: a node drops what comes before its answer.
+        if greeting == Greeting::Acknowledge {
+            self.acknowledge(&attached.node.id);
+        }
         let (generation, outbox) = (attached.generation, Arc::clone(&self.outbox));
         let link = Arc::new(Link { generation, outbox, peer: self.peer });
         let links = self.shared.links.pin();
@@ -214,7 +221,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         if let Some(old) = old {
             info!(node = %attached.node.id, old = %old.peer, new = %self.peer, "node came again");
             old.outbox.request_close(4409, "replaced by a newer connection");
-            self.after_grace(attached.clone(), now.us);
+            // As late as this: what was placed up to now may have gone out over the old link.
+            self.after_grace(attached.clone(), self.shared.now().us);
         }
         self.attached = Some(attached);
         true
@@ -298,6 +306,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             debug!(peer = %self.peer, "an answer to a node was dropped");
         }
     }
+}
+
+/// Whether a node that attaches awaits an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    /// It registered.
+    Acknowledge,
+    /// It sent a heartbeat.
+    None,
 }
 
 fn fresh_id() -> NodeId {

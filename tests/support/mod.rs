@@ -158,6 +158,20 @@ impl TestServer {
         self.until_metric("utterd_connections{socket=\"session\"}", 0.0).await;
     }
 
+    /// A heartbeat of a node that is well, taken in.
+    pub async fn beat(&self, node: &mut FakeNode) {
+        node.peer.send(heartbeat_message(&node.id, &["zh", "en"])).await;
+        self.until(|b| b["silent_ms"].as_u64() < Some(1_000), &node.path()).await;
+    }
+
+    /// Waits until the node is in that state, and in the pools exactly if that is `ready`.
+    pub async fn until_node_is(&self, node: &FakeNode, state: &str) {
+        self.until(|b| b["state"] == state, &node.path()).await;
+        let quoted = format!("\"{}\"", node.id);
+        let fits = |b: &Value| b["pairs"].to_string().contains(&quoted) == (state == "ready");
+        self.until(fits, "/api/v1/pools").await;
+    }
+
     /// Asks until the answer is as wanted.
     pub async fn until(&self, wanted: impl Fn(&Value) -> bool, path: &str) -> Value {
         let deadline = tokio::time::Instant::now() + SOON;
@@ -292,6 +306,23 @@ impl Peer {
             self.seen.push(message);
         }
         std::mem::take(&mut self.seen)
+    }
+
+    /// A sentence of a quarter of a second, ended by hand.
+    pub async fn sentence(&mut self, session: &str) {
+        self.chunk(session, 0, &speech(256), false).await;
+        self.chunk(session, 1, &[], true).await;
+    }
+
+    /// The code of the next failure that is told.
+    pub async fn failure(&mut self) -> String {
+        loop {
+            let event = self.expect("ui_event").await;
+            if event["event"] == "ERROR" {
+                assert_eq!(event["status"], "error");
+                return event["error_code"].as_str().unwrap().to_owned();
+            }
+        }
     }
 
     /// The messages of that type that were read while others were waited for.
@@ -448,6 +479,24 @@ impl FakeNode {
         Self { id: ack["node_id"].as_str().unwrap().to_owned(), peer }
     }
 
+    /// Where the API tells about it.
+    pub fn path(&self) -> String {
+        format!("/api/v1/nodes/{}", self.id)
+    }
+
+    /// The next assignment, which is to be of that utterance.
+    pub async fn assignment_of(&mut self, index: u64) -> Value {
+        let job = self.assignment().await;
+        assert_eq!(job["utterance_index"], index, "{job}");
+        job
+    }
+
+    /// The node was given nothing, and nothing comes.
+    pub async fn has_nothing(&mut self) {
+        let jobs = self.peer.all("job_assign").await;
+        assert!(jobs.is_empty(), "{jobs:?}");
+    }
+
     /// The next assignment.
     pub async fn assignment(&mut self) -> Value {
         self.peer.expect("job_assign").await
@@ -477,4 +526,19 @@ impl FakeNode {
                 "trace_id": job["trace_id"]}))
             .await;
     }
+}
+
+/// Which attempt in this life of the server an assignment is, from 1.
+pub fn attempt_of(job: &Value) -> u64 {
+    job["attempt_id"].as_u64().unwrap() & 0xFF
+}
+
+/// The audio of an assignment.
+pub fn audio_of(job: &Value) -> Vec<u8> {
+    base64_simd::STANDARD.decode_to_vec(job["audio"].as_str().unwrap()).unwrap()
+}
+
+/// An error as nodes write it.
+pub fn fault(code: &str, message: &str) -> Value {
+    json!({"code": code, "message": message, "details": {}})
 }
