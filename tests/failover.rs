@@ -74,28 +74,33 @@ async fn a_job_of_a_node_that_dies_is_done_by_another_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_jobs_of_a_node_that_dies_are_moved() {
+async fn all_jobs_of_a_node_that_dies_are_moved_in_order() {
     let server = TestServer::start(|_| {}).await;
     let mut lost = server.node("lost", &ZH_EN).await;
-    let mut sessions = Vec::new();
-    for _ in 0..4 {
-        let (mut client, id) = server.session("zh", "en").await;
-        client.sentence(&id).await;
-        let job = lost.assignment().await;
-        assert_eq!(job["session_id"], id.as_str());
-        sessions.push(client);
+    let (mut one, one_id) = server.session("zh", "en").await;
+    let (mut other, other_id) = server.session("zh", "en").await;
+    for index in 0..3 {
+        one.sentence(&one_id).await;
+        lost.assignment_of(index).await;
     }
+    other.sentence(&other_id).await;
+    lost.assignment_of(0).await;
     let mut next = server.node("next", &ZH_EN).await;
     drop(lost);
+    let mut indices = Vec::new();
     for _ in 0..4 {
         let job = next.assignment().await;
         assert_eq!(attempt_of(&job), 2);
         next.answer(&job, job["session_id"].as_str().unwrap()).await;
+        if job["session_id"] == one_id.as_str() {
+            indices.push(job["utterance_index"].as_u64().unwrap());
+        }
     }
-    for mut client in sessions {
-        let told = client.told().await;
-        assert_eq!(told["text_asr"], told["session_id"]);
+    assert_eq!(indices, [0, 1, 2]);
+    for _ in 0..3 {
+        assert_eq!(one.told().await["text_asr"], one_id.as_str());
     }
+    assert_eq!(other.told().await["text_asr"], other_id.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread")]

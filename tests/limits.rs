@@ -91,6 +91,30 @@ fn utterance(session: &str) -> Value {
         "sample_rate": 16000})
 }
 
+/// Fields without which a recording is refused.
+const RECORDING_NEEDS: [&str; 8] = [
+    "session_id",
+    "utterance_index",
+    "manual_cut",
+    "src_lang",
+    "tgt_lang",
+    "audio",
+    "audio_format",
+    "sample_rate",
+];
+
+/// Types that clients are sent and do not send.
+const SAID_BY_SERVERS: [&str; 8] = [
+    "session_init_ack",
+    "translation_result",
+    "asr_partial",
+    "server_heartbeat",
+    "session_close_ack",
+    "error",
+    "missing_result",
+    "ui_event",
+];
+
 fn refused_by_sessions(id: &str) -> Vec<Bad> {
     let mut cases = unreadable();
     cases.push(binary(b"\x01\x00\x00"));
@@ -143,16 +167,7 @@ fn refused_by_sessions(id: &str) -> Vec<Bad> {
         let broken = with(utterance(id), "audio", json!(text));
         cases.push(bad("a recording that is not base64", broken, "audio"));
     }
-    for key in [
-        "session_id",
-        "utterance_index",
-        "manual_cut",
-        "src_lang",
-        "tgt_lang",
-        "audio",
-        "audio_format",
-        "sample_rate",
-    ] {
+    for key in RECORDING_NEEDS {
         let less = without(utterance(id), key);
         cases.push(bad("a recording without a field", less, "malformed"));
         let null = with(utterance(id), key, Value::Null);
@@ -179,16 +194,7 @@ fn refused_by_sessions(id: &str) -> Vec<Bad> {
         let odd = json!({"type": kind, "session_id": 5}).to_string();
         cases.push(bad("a message of a number", odd, "malformed"));
     }
-    for kind in [
-        "session_init_ack",
-        "translation_result",
-        "asr_partial",
-        "server_heartbeat",
-        "session_close_ack",
-        "error",
-        "missing_result",
-        "ui_event",
-    ] {
+    for kind in SAID_BY_SERVERS {
         let back = json!({"type": kind, "session_id": id}).to_string();
         cases.push(unanswered(bad("what only the server sends", back, "wrong_direction")));
     }
@@ -555,9 +561,8 @@ async fn failures_may_be_told_at_any_length() {
             (error["code"].as_str().unwrap(), error["message"].as_str().unwrap());
         assert!(code.starts_with(told_code) && (62..=64).contains(&told_code.len()));
         assert!(message.starts_with(told) && (4_094..=4_096).contains(&told.len()));
-        let (_, kept) =
-            server.get(&format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap())).await;
-        assert_eq!(kept["ended"]["message"], told);
+        let path = format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap());
+        assert_eq!(server.get(&path).await.1["ended"]["message"], told);
     }
     for offset in 0..3 {
         client.chunk(&id, 0, &speech(300), false).await;

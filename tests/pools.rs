@@ -3,7 +3,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use serde_json::{Value, json};
 use support::{FakeNode, Http, Peer, TestServer, http, register_message, speech};
@@ -12,6 +12,8 @@ use support::{FakeNode, Http, Peer, TestServer, http, register_message, speech};
 const REPLACEMENTS: usize = 1_000;
 /// Replacements written ahead of their answers.
 const AHEAD: usize = 8;
+/// Jobs done meanwhile: replacing goes on until there were as many.
+const JOBS: usize = 100;
 
 async fn put(server: &TestServer, pools: &Value) -> (u16, Value) {
     let (status, body) = http(server.addr(), "PUT", "/api/v1/pools", &pools.to_string()).await;
@@ -37,14 +39,22 @@ async fn work(mut node: FakeNode) {
     }
 }
 
+/// What the speakers of a test share.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    answered: AtomicUsize,
+}
+
 /// Speaks until told to stop; the ids of the jobs, all of them answered.
-async fn speak(mut client: Peer, id: String, stop: Arc<AtomicBool>) -> Vec<String> {
+async fn speak(mut client: Peer, id: String, load: Arc<Load>) -> Vec<String> {
     let (audio, mut jobs) = (speech(100), Vec::new());
-    while !stop.load(SeqCst) {
+    while !load.stop.load(SeqCst) {
         client.chunk(&id, 0, &audio, true).await;
         let told = client.told().await;
         assert_eq!(told["type"], "translation_result", "{told}");
         jobs.push(told["job_id"].as_str().unwrap().to_owned());
+        load.answered.fetch_add(1, SeqCst);
         client.seen_of("ui_event");
     }
     jobs
@@ -58,11 +68,11 @@ async fn work_flows_on_while_the_pools_are_replaced() {
         let node = server.node(id, &["zh", "en"]).await;
         workers.push(tokio::spawn(work(node)));
     }
-    let stop = Arc::new(AtomicBool::new(false));
+    let load = Arc::new(Load::default());
     let mut speakers = Vec::new();
     for _ in 0..3 {
         let (client, id) = server.session("zh", "en").await;
-        speakers.push(tokio::spawn(speak(client, id, Arc::clone(&stop))));
+        speakers.push(tokio::spawn(speak(client, id, Arc::clone(&load))));
     }
 
     let left = json!([{"name": "left", "pairs": ["zh:en"], "weight": 3}]).to_string();
@@ -70,9 +80,10 @@ async fn work_flows_on_while_the_pools_are_replaced() {
         {"name": "right", "pairs": ["*:en"], "required_services": ["nmt"]}])
     .to_string();
     let mut admin = Http::connect(server.addr()).await;
-    let (mut asked, mut last_answer, mut last_gauge) = (0, 0, 0.0);
-    for answered in 0..REPLACEMENTS {
-        while asked < REPLACEMENTS && asked < answered + AHEAD {
+    let (mut asked, mut answered, mut last_answer, mut last_gauge) = (0, 0, 0, 0.0);
+    while answered < asked || answered < REPLACEMENTS {
+        let enough = asked >= REPLACEMENTS && load.answered.load(SeqCst) >= JOBS;
+        while !enough && asked < answered + AHEAD {
             admin.ask("PUT", "/api/v1/pools", if asked % 2 == 0 { &left } else { &right }).await;
             asked += 1;
         }
@@ -81,24 +92,23 @@ async fn work_flows_on_while_the_pools_are_replaced() {
         let version = serde_json::from_str::<Value>(&body).unwrap()["version"].as_u64().unwrap();
         assert!(version > last_answer, "{version} after {last_answer}");
         last_answer = version;
+        answered += 1;
         if answered % 10 == 0 {
             let gauge = server.metric("utterd_pool_version").await;
             assert!(gauge >= last_gauge && gauge >= version as f64);
             last_gauge = gauge;
         }
     }
-    stop.store(true, SeqCst);
+    load.stop.store(true, SeqCst);
     let mut jobs = Vec::new();
     for speaker in speakers {
         jobs.extend(speaker.await.unwrap());
     }
 
     let (_, pools) = server.get("/api/v1/pools").await;
-    assert_eq!(pools["config"][1]["name"], "right");
-    assert_eq!(pools["config_version"], 1 + REPLACEMENTS);
+    assert_eq!(pools["config_version"], 1 + asked);
     assert_eq!(pools["version"], last_answer);
     // Every job found a node at its first look, in a pool of one of the configurations.
-    assert!(jobs.len() >= 50, "too little work to tell: {}", jobs.len());
     let mut found = [0, 0];
     for id in &jobs {
         let (_, job) = server.get(&format!("/api/v1/jobs/{id}")).await;

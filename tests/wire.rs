@@ -322,6 +322,14 @@ async fn clients_are_sent_what_they_read() {
     let names: Vec<&str> = events.iter().filter_map(|e| e["event"].as_str()).collect();
     assert_eq!(names, ["ASR_FINAL", "NMT_DONE"]);
     events.iter().for_each(|event| has(event, "elapsed_ms:whole job_id:word"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_told_little_where_there_is_little_to_tell() {
+    let server = TestServer::start(|_| {}).await;
+    let mut node = server.node("n1", &["zh", "en"]).await;
+    let (mut client, ack) = opened(&server, init()).await;
+    let id = ack["session_id"].as_str().unwrap().to_owned();
 
     // The least a node may answer.
     client.chunk(&id, 1, &speech(300), true).await;
@@ -521,6 +529,36 @@ async fn idle_peers_are_pinged_and_silent_ones_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn http_refuses_what_is_not_there() {
+    let server = TestServer::start(|_| {}).await;
+    let addr = server.addr();
+    for path in [
+        "/",
+        "/nothing",
+        "/api/v1",
+        "/api/v1/nodes/n2",
+        "/api/v1/jobs/job-1/more",
+        "/api/v1/jobs/job-00000000-0000-4000-8000-000000000000",
+        "/health/",
+        "/ws",
+    ] {
+        assert_eq!(http(addr, "GET", path, "").await.0, 404, "{path}");
+    }
+    assert_eq!(server.get("/api/v1/jobs/7").await.0, 400);
+    for (method, path) in [
+        ("POST", "/health"),
+        ("DELETE", "/api/v1/nodes/n1"),
+        ("PUT", "/api/v1/stats"),
+        ("POST", "/nothing"),
+        ("POST", "/ws/session"),
+    ] {
+        assert_eq!(http(addr, method, path, "").await.0, 405, "{method} {path}");
+    }
+    let (status, _) = http(addr, "GET", "/ws/session", "").await;
+    assert!((400..500).contains(&status), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_answers_operators() {
     let server = TestServer::start(|_| {}).await;
     let addr = server.addr();
@@ -599,31 +637,6 @@ async fn http_answers_operators() {
         (&ended["state"], &ended["ended"]["node"], &ended["ended"]["attempts"]),
         (&json!("succeeded"), &json!("n1"), &json!(1))
     );
-
-    for path in [
-        "/",
-        "/nothing",
-        "/api/v1",
-        "/api/v1/nodes/n2",
-        "/api/v1/jobs/job-1/more",
-        "/api/v1/jobs/job-00000000-0000-4000-8000-000000000000",
-        "/health/",
-        "/ws",
-    ] {
-        assert_eq!(http(addr, "GET", path, "").await.0, 404, "{path}");
-    }
-    assert_eq!(server.get("/api/v1/jobs/7").await.0, 400);
-    for (method, path) in [
-        ("POST", "/health"),
-        ("DELETE", "/api/v1/nodes/n1"),
-        ("PUT", "/api/v1/stats"),
-        ("POST", "/nothing"),
-        ("POST", "/ws/session"),
-    ] {
-        assert_eq!(http(addr, method, path, "").await.0, 405, "{method} {path}");
-    }
-    let (status, _) = http(addr, "GET", "/ws/session", "").await;
-    assert!((400..500).contains(&status), "{status}");
 
     let (status, text) = http(addr, "GET", "/metrics", "").await;
     assert_eq!(status, 200);

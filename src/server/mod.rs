@@ -117,7 +117,9 @@ impl Server {
         let told = self.stop_accepting.send(());
         let drain = Duration::from_millis(shared.config.server.drain_ms);
         let idle = async {
-            while shared.scheduler.live() > 0 {
+            // What has ended is still to be told, which may be after it is on disk.
+            let owed = || shared.sessions.pin().values().any(|session| session.is_owed());
+            while shared.scheduler.live() > 0 || owed() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -251,6 +251,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             }
         }
         if let Some(open) = &self.open {
+            // In this order, so that an outcome between the two is not overlooked.
+            open.handle.untold.store(open.session.undurable(), SeqCst);
             open.handle.open_jobs.store(open.session.open_jobs(), SeqCst);
             open.handle.utterances.store(open.session.utterances(), SeqCst);
         }

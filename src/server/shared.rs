@@ -86,6 +86,8 @@ pub(super) struct SessionHandle {
     pub(super) peer: SocketAddr,
     pub(super) opened_unix_ms: u64,
     pub(super) open_jobs: AtomicUsize,
+    /// Outcomes that wait for the disk before they are told.
+    pub(super) untold: AtomicUsize,
     pub(super) utterances: AtomicU64,
     mail: ArrayQueue<Mail>,
     pub(super) wake: Notify,
@@ -107,6 +109,7 @@ impl SessionHandle {
             peer,
             opened_unix_ms,
             open_jobs: AtomicUsize::new(0),
+            untold: AtomicUsize::new(0),
             utterances: AtomicU64::new(0),
             // Each job ends once and becomes durable once, and reading stops while as many as may
             // be open wait for the disk; progress gets what is beyond that.
@@ -120,6 +123,11 @@ impl SessionHandle {
     /// before left it for the caller to take: none is overlooked.
     pub(super) fn end(&self) {
         self.over.store(true, SeqCst);
+    }
+
+    /// Whether the session has jobs, or outcomes it was not told yet.
+    pub(super) fn is_owed(&self) -> bool {
+        self.open_jobs.load(SeqCst) + self.untold.load(SeqCst) > 0
     }
 
     pub(super) fn is_over(&self) -> bool {

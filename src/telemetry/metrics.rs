@@ -1,6 +1,6 @@
 //! Counters, gauges and histograms. Recording never waits: values are atomics. Handles without
-//! labels are resolved at start; those with labels are looked up under the library's read lock, which
-//! is taken for writing only when a label value is first seen.
+//! labels are resolved at start; those with labels are looked up under the library's read lock,
+//! which is taken for writing only when a label value is first seen.
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
