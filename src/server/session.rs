@@ -308,6 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             Ok(Submitted::New(job)) => open.session.submitted(index, job.id),
             Ok(Submitted::Repeated(job)) => {
                 debug!(%job, session = %open.handle.id, utterance = index, "submitted again");
+                open.session.repeated(index);
             }
             Err(denied) => {
                 self.shared.metrics.jobs_refused.with_label_values(&[denied.as_str()]).inc();

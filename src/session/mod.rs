@@ -495,6 +495,13 @@ impl Session {
         self.open.insert(index, job);
     }
 
+    /// The submission of `index` found the job that exists: nothing new is owed.
+    pub fn repeated(&mut self, index: u64) {
+        if !self.open.contains_key(&index) && !self.recorded.contains_key(&index) {
+            self.traces.remove(&index);
+        }
+    }
+
     /// The submission of `index` was refused: the client is told, in order, and asked to pause if
     /// it is speaking. Nothing was kept.
     pub fn refused(
@@ -520,6 +527,7 @@ impl Session {
             self.send(&event, effects);
         }
         let frame = self.missing(index, "overloaded", now);
+        self.traces.remove(&index);
         self.sequencer.settle(index, (JobId(0), frame), now.us, &mut self.releases);
         let speaking = self.segmenter.next_tick().is_some();
         if speaking && now.us.saturating_sub(self.paused_us) > PAUSE_APART_US {
