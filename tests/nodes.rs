@@ -334,7 +334,6 @@ async fn a_drained_node_ends_what_it_has_and_gets_nothing_new() {
     drop(other);
     server.until(|b| b["state"] == "offline", "/api/v1/nodes/n2").await;
     assert_eq!(post(&server, "/api/v1/nodes/n1/undrain").await["changed"], true);
-    server.beat(&mut node).await;
     server.until_node_is(&node, "ready").await;
     works(&mut node, &mut client, &id, 2).await;
     let (status, _) = http(server.addr(), "POST", "/api/v1/nodes/nobody/drain", "").await;

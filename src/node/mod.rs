@@ -126,6 +126,8 @@ pub struct Node {
     /// Load it last reported.
     load: ArcSwap<ResourceUsage>,
     overloaded: AtomicBool,
+    /// An operator wants it empty, whatever its connection does.
+    drained: AtomicBool,
     capability: ArcSwap<Capability>,
     /// Outcomes of the last attempts, newest in the lowest bit, 1 = failed.
     outcomes: AtomicU32,
@@ -152,6 +154,7 @@ impl Node {
             slots_max: AtomicU32::new(slots),
             load: ArcSwap::from_pointee(ResourceUsage::default()),
             overloaded: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             capability: ArcSwap::from_pointee(Capability::default()),
             outcomes: AtomicU32::new(0),
             outcomes_known: AtomicU32::new(0),
@@ -256,12 +259,36 @@ impl Node {
         if let Some(slots) = report.max_concurrent_jobs {
             self.slots_max.store(slots.clamp(1, config.slots_max), SeqCst);
         }
-        let able =
-            !after.ready.is_empty() && !after.sources.is_empty() && !after.targets.is_empty();
         self.capability.store(std::sync::Arc::new(after));
-        let good = able && !self.overloaded.load(SeqCst) && self.quarantined(now).is_none();
-        let moved = self.on(if good { Event::GoodReport } else { Event::BadReport }).is_some();
-        moved || reshaped
+        let verdict = if self.is_able(now) { Event::GoodReport } else { Event::BadReport };
+        self.on(verdict).is_some() || reshaped
+    }
+
+    /// Whether nothing speaks against giving it jobs: by its last report it can work and is not
+    /// overloaded, and it is not in quarantine.
+    fn is_able(&self, now: Now) -> bool {
+        let capability = self.capability.load();
+        let empty = capability.ready.is_empty()
+            || capability.sources.is_empty()
+            || capability.targets.is_empty();
+        !empty && !self.overloaded.load(SeqCst) && self.quarantined(now).is_none()
+    }
+
+    /// Takes it out of the pools until `undrain`, also if it comes again meanwhile; whether that
+    /// changed its state.
+    pub fn drain(&self) -> bool {
+        self.drained.store(true, SeqCst);
+        self.on(Event::Drain).is_some()
+    }
+
+    /// Lets it work again, at once if it can; whether that changed its state.
+    pub fn undrain(&self, now: Now) -> bool {
+        self.drained.store(false, SeqCst);
+        let moved = self.on(Event::Undrain).is_some();
+        if moved && self.is_able(now) {
+            self.on(Event::GoodReport);
+        }
+        moved
     }
 
     /// Whether its last report was over a load threshold.
@@ -306,9 +333,7 @@ impl Node {
         let until = self.quarantined_until.load(SeqCst);
         if until != 0 && until <= now.us {
             self.quarantined_until.store(0, SeqCst);
-            let capability = self.capability.load();
-            let able = !capability.ready.is_empty() && !capability.sources.is_empty();
-            if able && !self.overloaded.load(SeqCst) && self.state() == State::Degraded {
+            if self.is_able(now) && self.state() == State::Degraded {
                 return self.on(Event::GoodReport).is_some();
             }
         }

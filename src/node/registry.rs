@@ -81,6 +81,9 @@ impl Registry {
         node.heard_at.store(now.us, SeqCst);
         node.heard_unix_ms.store(now.unix_ms, SeqCst);
         node.on(Event::Registered);
+        if node.drained.load(SeqCst) {
+            node.on(Event::Drain);
+        }
         Ok(Attached { node, generation })
     }
 
@@ -145,6 +148,20 @@ mod tests {
         assert_eq!(new.node.state(), State::Ready);
         assert!(registry.detach(&new));
         assert_eq!(new.node.state(), State::Offline);
+    }
+
+    #[test]
+    fn a_drained_node_stays_drained_when_it_comes_again() {
+        let registry = Registry::new(config::Node::default());
+        let first = registry.attach(NodeId::from("n"), Now::default()).unwrap();
+        registry.report(&first, &report_of(&["zh"]), Now::default());
+        assert!(first.node.drain());
+        registry.detach(&first);
+        let again = registry.attach(NodeId::from("n"), Now::default()).unwrap();
+        registry.report(&again, &report_of(&["zh"]), Now::default());
+        assert_eq!(again.node.state(), State::Draining);
+        assert!(again.node.undrain(Now::default()));
+        assert_eq!(again.node.state(), State::Ready, "without waiting for a report");
     }
 
     #[test]

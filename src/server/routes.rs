@@ -20,7 +20,7 @@ use super::node::NodeTask;
 use super::session::SessionTask;
 use super::shared::{Command, Shared};
 use crate::config::Pool;
-use crate::node::{Event as NodeEvent, Node, State};
+use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId};
 use crate::store::StoreStats;
@@ -83,10 +83,10 @@ impl Routes {
                 }
             }
             (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => {
-                self.move_node(id, NodeEvent::Drain, peer)
+                self.move_node(id, peer, Node::drain)
             }
             (&Method::POST, ["api", "v1", "nodes", id, "undrain"]) => {
-                self.move_node(id, NodeEvent::Undrain, peer)
+                self.move_node(id, peer, |node| node.undrain(self.shared.now()))
             }
             (&Method::GET, _) => fault(StatusCode::NOT_FOUND, "no such page"),
             _ => fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
@@ -390,14 +390,19 @@ impl Routes {
         }
     }
 
-    fn move_node(&self, id: &str, event: NodeEvent, peer: SocketAddr) -> Response<Body> {
+    fn move_node(
+        &self,
+        id: &str,
+        peer: SocketAddr,
+        step: impl FnOnce(&Node) -> bool,
+    ) -> Response<Body> {
         if !peer.ip().is_loopback() {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         let Some(node) = self.shared.registry.get(&NodeId::from(id)) else {
             return fault(StatusCode::NOT_FOUND, "no such node");
         };
-        let moved = node.on(event).is_some();
+        let moved = step(&node);
         if moved {
             warn!(node = id, state = node.state().as_str(), "node moved by an operator");
             self.shared.control.node_changed(node.index);
