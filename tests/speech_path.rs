@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::{TestServer, audio_of, opus, speech};
-use utterd::config::Config;
+use utterd::config::{Config, Delivery};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -159,4 +159,25 @@ async fn a_chunk_after_a_pause_begins_the_next_sentence() {
         (&json!(true), &json!(true))
     );
     assert_ne!(first["turn_id"], second["turn_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_come_before_the_disk_or_without_one_where_that_is_configured() {
+    let at_once = |config: &mut Config| config.session.delivery = Delivery::Fast;
+    let without = |config: &mut Config| config.store.enabled = false;
+    for change in [at_once as fn(&mut Config), without] {
+        let server = TestServer::start(change).await;
+        let mut node = server.node("n1", &["zh", "en"]).await;
+        let (mut client, id) = server.session("zh", "en").await;
+        for text in ["one", "two"] {
+            client.chunk(&id, 0, &speech(256), true).await;
+            let job = node.assignment().await;
+            node.answer(&job, text).await;
+            assert_eq!(client.expect("translation_result").await["text_asr"], text);
+        }
+        let kept = server.dir.path().join("utterd.redb").exists();
+        let (_, stats) = server.get("/api/v1/stats").await;
+        assert_eq!(stats["store"].is_object(), kept);
+        assert_eq!(stats["jobs"]["live"], 0);
+    }
 }

@@ -57,7 +57,7 @@ impl Scheduler {
         };
         job.stamps.mark(Stage::Placed, now.us);
         if after.attempts() == 1 {
-            self.observe(&self.metrics.place_seconds, job, Stage::Cut, Stage::Placed);
+            self.observe(&self.metrics.wait_seconds, job, Stage::Queued, Stage::Placed);
         }
         job.speaker.sticky.store(claim.node.index.0, SeqCst);
         let chosen = Some((claim.node.id.clone(), claim.pool, after.attempt));

@@ -107,8 +107,8 @@ metrics! {
         "Placements that found no node, by the most common reason among the candidates.";
     histogram dispatch_seconds = "scheduler_dispatch_latency_seconds"
         "From the cut of an utterance to its job_assign flushed to the node, first attempts.";
-    histogram place_seconds = "utterd_place_seconds"
-        "From the cut of an utterance to a node chosen for it, first attempts.";
+    histogram wait_seconds = "utterd_queue_wait_seconds"
+        "How long a job waited for a slot before its first attempt; zero when one was free.";
     histogram node_seconds = "utterd_node_seconds"
         "From job_assign flushed to the result read.";
     histogram deliver_seconds = "utterd_deliver_seconds"
