@@ -529,6 +529,28 @@ async fn idle_peers_are_pinged_and_silent_ones_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rooms_are_refused_without_a_dialog() {
+    let server = TestServer::start(|_| {}).await;
+    let (mut client, _) = opened(&server, init()).await;
+    for message in [
+        json!({"type": "room_create", "client_ts": 1_795_226_605_389_u64}),
+        json!({"type": "room_join", "room_code": "298523", "display_name": "Bob"}),
+        json!({"type": "room_leave", "room_code": "298523"}),
+    ] {
+        client.send(message).await;
+        let refusal = client.expect("room_error").await;
+        has(&refusal, "code:word message:word");
+    }
+    let sdp = json!({"sdp": "v=0", "type": "offer"});
+    client
+        .send(json!({"type": "webrtc_offer", "room_code": "298523", "to": "s", "sdp": sdp}))
+        .await;
+    let counter = "utterd_frames_refused_total{kind=\"not_offered\",socket=\"session\"}";
+    server.until_metric(counter, 4.0).await;
+    assert!(client.all("error").await.is_empty(), "a page shows errors as dialogs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_refuses_what_is_not_there() {
     let server = TestServer::start(|_| {}).await;
     let addr = server.addr();

@@ -30,6 +30,8 @@ pub enum Request {
     TtsPlayEnded(TtsMark),
     /// A type that only the server sends: parsed, counted, without effect.
     WrongDirection(&'static str),
+    /// A type of rooms, which are not offered: refused in a way that pops up no dialog.
+    NotOffered(&'static str),
 }
 
 /// `session_init`.
@@ -202,6 +204,17 @@ const SERVER_TYPES: [&str; 12] = [
     "room_expired",
 ];
 
+/// Types of rooms and of calls between their members.
+const ROOM_TYPES: [&str; 7] = [
+    "room_create",
+    "room_join",
+    "room_leave",
+    "room_raw_voice_preference",
+    "webrtc_offer",
+    "webrtc_answer",
+    "webrtc_ice",
+];
+
 /// Decodes one text frame.
 pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
     // A frame is either small, or long because of its one audio field; the field's name differs
@@ -234,10 +247,16 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
         "session_close" => Ok(Request::Close(parse(frame)?)),
         "tts_started" => Ok(Request::TtsStarted(parse(frame)?)),
         "tts_play_ended" => Ok(Request::TtsPlayEnded(parse(frame)?)),
-        other => match SERVER_TYPES.iter().find(|t| **t == other) {
-            Some(known) => Ok(Request::WrongDirection(known)),
-            None => Err(DecodeError::UnknownType(limits::clip(other, 64).to_owned())),
-        },
+        other => {
+            let known = |types: &[&'static str]| types.iter().copied().find(|t| *t == other);
+            if let Some(kind) = known(&ROOM_TYPES) {
+                return Ok(Request::NotOffered(kind));
+            }
+            match known(&SERVER_TYPES) {
+                Some(kind) => Ok(Request::WrongDirection(kind)),
+                None => Err(DecodeError::UnknownType(limits::clip(other, 64).to_owned())),
+            }
+        }
     }
 }
 
@@ -389,6 +408,10 @@ pub enum Event {
     },
     SessionCloseAck {
         session_id: SessionId,
+    },
+    RoomError {
+        code: &'static str,
+        message: &'static str,
     },
     Backpressure {
         action: &'static str,

@@ -131,6 +131,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
                 debug!(kind, "a client sent what only the server sends");
                 return self.refuse("wrong_direction", None);
             }
+            Request::NotOffered(kind) => {
+                if kind.starts_with("room_") {
+                    let message = "rooms are not offered by this server";
+                    self.send(&Event::RoomError { code: "UNSUPPORTED_FEATURE", message });
+                }
+                return self.refuse("not_offered", None);
+            }
         };
         self.shared.metrics.frames_in.with_label_values(&["session", kind]).inc();
         match request {
