@@ -207,3 +207,29 @@ async fn silence_after_a_sentence_makes_no_jobs_and_no_delay() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recordings_that_come_far_too_early_are_refused_before_they_fill_the_memory() {
+    let server = TestServer::start(|c| c.session.utterance_gap_wait_ms = LONG_MS).await;
+    let mut node = server.node("n1", &["zh", "en"]).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    let audio = base64_simd::STANDARD.encode_to_string(support::speech(20_000));
+    let message = |index: u64| {
+        json!({"type": "utterance", "session_id": id, "utterance_index": index, "manual_cut": true,
+            "src_lang": "zh", "tgt_lang": "en", "audio": audio, "audio_format": "pcm16",
+            "sample_rate": 16000})
+    };
+    for index in 1..=8 {
+        client.send(message(index)).await;
+    }
+    // Five of 853 kB are just beyond the bound.
+    for _ in 5..8 {
+        assert_eq!(client.expect("error").await["code"], "OVERLOADED");
+    }
+    assert!(client.all("error").await.is_empty());
+    client.send(message(0)).await;
+    for index in 0..4 {
+        let job = node.assignment().await;
+        assert_eq!(job["utterance_index"], index);
+    }
+}

@@ -30,6 +30,9 @@ use sequencer::{Release, Sequencer};
 
 /// Largest utterance index a client may choose: beyond it JSON numbers lose their last digit.
 const INDEX_MAX: u64 = (1 << 53) - 1;
+/// Audio of recordings that wait for the ones before them, in bytes, beyond which no further one is
+/// taken early; one more may be held than fits.
+const HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Shortest time between two requests to pause, in microseconds: clients ignore the second.
 const PAUSE_APART_US: u64 = 500_000;
 
@@ -413,7 +416,9 @@ impl Session {
             let text = format!("utterance_index {index} cannot be used");
             return self.error(ErrorCode::InvalidMessage, &text, effects);
         }
-        if self.held.len() >= self.config.jobs_max && !self.held.contains_key(&index) {
+        let held_bytes: usize = self.held.values().map(|h| h.cutting.audio.held_len()).sum();
+        let full = self.held.len() >= self.config.jobs_max || held_bytes > HELD_BYTES_MAX;
+        if full && index > self.expected && !self.held.contains_key(&index) {
             let text = "Too many utterances wait for the ones before them";
             return self.error(ErrorCode::Overloaded, text, effects);
         }
