@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::http::get_json;
 use super::{Failure, Outcome, code, runtime, say};
 use crate::protocol::JobId;
+use crate::server::explain_ended;
 use crate::store::{JobView, open_read_only};
 
 /// Rows read from a closed database.
@@ -119,17 +120,6 @@ fn one_job(view: JobView) -> Value {
             "audio_ms": row.spec.audio_ms,
             "accepted_unix_ms": row.accepted_unix_ms,
         }),
-        JobView::Ended(row) => match serde_json::from_slice(&row.explanation) {
-            Ok(kept @ Value::Object(_)) => kept,
-            _ => json!({
-                "job_id": row.id,
-                "session_id": row.session,
-                "utterance_index": row.utterance_index,
-                "code": row.code,
-                "message": row.message,
-                "attempts": row.attempts,
-                "settled_unix_ms": row.settled_unix_ms,
-            }),
-        },
+        JobView::Ended(row) => explain_ended(&row),
     }
 }

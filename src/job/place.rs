@@ -17,11 +17,8 @@ use crate::telemetry::{Now, Stage};
 pub(super) enum Placed {
     /// It is on its way, or was taken from the queue by someone else meanwhile.
     Done,
-    /// No one now; `only_full` if a free slot would do.
-    Wait {
-        /// Some candidate lacks nothing but a slot.
-        only_full: bool,
-    },
+    /// No one can take it now.
+    Wait,
 }
 
 impl Scheduler {
@@ -43,13 +40,12 @@ impl Scheduler {
         }
         let (claim, reasons) = self.claim_for(job, now);
         let Some(claim) = claim else {
-            let only_full = reasons.only_full;
             // A job that waits is looked at many times; what is told is when the reason changed.
             if job.why_waiting() != Some(reasons.why_none()) {
                 self.metrics.no_node.with_label_values(&[reasons.why_none()]).inc();
                 job.remember(Placement { at_us: now.us, chosen: None, reasons });
             }
-            return Placed::Wait { only_full };
+            return Placed::Wait;
         };
         let Some((_, after)) = job.word.on(Event::Place(claim.node.index)) else {
             self.leave_turn(job, claim.node.index);

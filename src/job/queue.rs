@@ -57,7 +57,7 @@ impl WaitQueue {
                     queue.remove(at);
                     scheduler.waiting.fetch_sub(1, SeqCst);
                 }
-                Placed::Wait { .. } => {
+                Placed::Wait => {
                     at += 1;
                     failures += 1;
                 }

@@ -324,7 +324,8 @@ impl CommandEngine {
     }
 
     /// Keeps the jobs' files under another directory than the system's temporary one.
-    pub fn with_scratch_root(mut self, directory: PathBuf) -> Self {
+    #[cfg(test)]
+    fn with_scratch_root(mut self, directory: PathBuf) -> Self {
         self.scratch_root = directory;
         self
     }

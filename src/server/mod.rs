@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 pub use clock::Clock;
+pub use routes::explain_ended;
 
 use crate::config::Config;
 use crate::job::Scheduler;
@@ -100,11 +101,6 @@ impl Server {
     /// Its clock, which tests move.
     pub fn clock(&self) -> Arc<Clock> {
         Arc::clone(&self.shared.clock)
-    }
-
-    /// Unfinished jobs.
-    pub fn live_jobs(&self) -> usize {
-        self.shared.scheduler.live()
     }
 
     /// Stops in good order: takes no new connections, lets unfinished jobs end for as long as

@@ -23,7 +23,7 @@ use crate::config::Pool;
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId};
-use crate::store::StoreStats;
+use crate::store::{StoreStats, TerminalRow};
 use crate::telemetry::{Metrics, Now};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
 
@@ -371,20 +371,7 @@ impl Routes {
         };
         // The store reads the disk.
         match tokio::task::spawn_blocking(move || store.terminal(id)).await {
-            Ok(Ok(Some(row))) => {
-                let kept: Value = serde_json::from_slice(&row.explanation).unwrap_or_default();
-                let ended = json!({
-                    "job_id": row.id,
-                    "session_id": row.session,
-                    "utterance_index": row.utterance_index,
-                    "code": row.code,
-                    "message": row.message,
-                    "attempts": row.attempts,
-                    "node": row.node,
-                    "settled_unix_ms": row.settled_unix_ms,
-                });
-                reply(StatusCode::OK, if kept.is_object() { &kept } else { &ended })
-            }
+            Ok(Ok(Some(row))) => reply(StatusCode::OK, &explain_ended(&row)),
             Ok(Ok(None)) => fault(StatusCode::NOT_FOUND, "no such job"),
             _ => fault(StatusCode::INTERNAL_SERVER_ERROR, "the store could not be read"),
         }
@@ -473,6 +460,23 @@ fn reply(status: StatusCode, body: &Value) -> Response<Body> {
 
 fn fault(status: StatusCode, message: &str) -> Response<Body> {
     reply(status, &json!({"error": message}))
+}
+
+/// What the store kept of an ended job: its explanation, or its bare outcome where none was made.
+pub fn explain_ended(row: &TerminalRow) -> Value {
+    match serde_json::from_slice(&row.explanation) {
+        Ok(kept @ Value::Object(_)) => kept,
+        _ => json!({
+            "job_id": row.id,
+            "session_id": row.session,
+            "utterance_index": row.utterance_index,
+            "code": row.code,
+            "message": row.message,
+            "attempts": row.attempts,
+            "node": row.node,
+            "settled_unix_ms": row.settled_unix_ms,
+        }),
+    }
 }
 
 fn capitalised(kind: ServiceType) -> String {
