@@ -103,6 +103,13 @@ const RULES: &[Rule] = &[
         wanted: "at least as much, or a session's message could never reach a node",
     },
     Rule {
+        keys: ["transport.session_outbox_bytes_max", "transport.node_message_bytes_max"],
+        agree: |c| {
+            c.transport.session_outbox_bytes_max >= c.transport.node_message_bytes_max + (2 << 20)
+        },
+        wanted: "at least 2 MiB more, or a node's result could never reach a session",
+    },
+    Rule {
         keys: ["transport.node_outbox_bytes_max", "segmenter.max_bytes"],
         agree: |c| c.transport.node_outbox_bytes_max / 2 >= c.segmenter.max_bytes,
         wanted: "at least twice as much, or an encoded utterance could never reach a node",

@@ -176,8 +176,9 @@ section! {
         node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB);
         /// Frames waiting to be written to one session.
         session_outbox_frames_max: usize = 512, "frames", from_to(1, 1_000_000);
-        /// Bytes waiting to be written to one session.
-        session_outbox_bytes_max: usize = 4_194_304, "bytes", from_to(4 * KIB, GIB);
+        /// Bytes waiting to be written to one session; at least 2 MiB more than the largest message
+        /// of a node.
+        session_outbox_bytes_max: usize = 20_971_520, "bytes", from_to(4 * KIB, GIB);
         /// Frames waiting to be written to one node.
         node_outbox_frames_max: usize = 4_096, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one node.
@@ -241,7 +242,15 @@ section! {
         /// How long after the end of playing (or after the first result, while nothing was played)
         /// further results still get the same group id.
         group_window_ms: u64 = 2_000, "ms", from_to(0, HOUR_MS);
-        /// Whether a result leaves after it is on disk, or at once.
+        /// How long a client that can come back is waited for after its connection was lost.
+        resume_window_ms: u64 = 900_000, "ms", from_to(0, DAY_MS);
+        /// Results kept for one session that are not acknowledged: a client that acknowledges may
+        /// say no more, for another the oldest becomes a dead letter.
+        owed_frames_max: usize = 256, "frames", from_to(1, 1_000_000);
+        /// Bytes of results kept for one session, with the same effect.
+        owed_bytes_max: usize = 33_554_432, "bytes", from_to(4 * KIB, GIB);
+        /// Whether a result leaves after it is on disk, or at once. Clients that can come back
+        /// always get it after.
         delivery: Delivery = Delivery::Durable, "none", OneOf(Delivery::WORDS);
     }
 }

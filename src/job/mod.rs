@@ -28,6 +28,7 @@ use crate::node::{NodeIndex, Registry};
 use crate::protocol::job::{Audio, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::{ErrorCode, JobId, SessionId};
+use crate::store::ChunkMark;
 use crate::telemetry::{Metrics, Now, Stage};
 use crate::tenant::{Admission, Denied};
 
@@ -120,6 +121,27 @@ pub struct Submission {
     pub received_us: u64,
     /// When it was cut, monotonic microseconds.
     pub cut_us: u64,
+    /// Which numbered chunks of the client's stream are in it and in those before it.
+    pub chunks: Option<ChunkMark>,
+    /// The client's own name for it.
+    pub key: Option<ClientKey>,
+}
+
+/// A client's own name for an utterance, unique within its session.
+#[derive(Debug)]
+pub struct ClientKey {
+    /// The name.
+    pub text: String,
+    /// What tells one utterance under this name from another.
+    pub digest: u32,
+}
+
+/// What is known of an idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    job: JobId,
+    /// Of the body it stands for; 0 where the key says all.
+    digest: u32,
 }
 
 /// What became of a submission.
@@ -135,7 +157,7 @@ pub enum Submitted {
 pub struct Scheduler {
     config: config::Job,
     jobs: HashMap<JobId, Arc<Job>, RandomState>,
-    keys: HashMap<u128, JobId, RandomState>,
+    keys: HashMap<u128, Known, RandomState>,
     nodes: Arc<Registry>,
     pools: Arc<Pools>,
     metrics: Arc<Metrics>,
@@ -185,20 +207,21 @@ impl Scheduler {
         effects: &mut Effects,
     ) -> Result<Submitted, Denied> {
         let key = table::idempotency_key(&submission.spec);
+        let named = table::client_key(&submission);
         let id = JobId(random_uuid());
-        if let Some(existing) = self.keys.pin().get(&key) {
+        if let Some(existing) = self.repeated(key, named)? {
             self.metrics.jobs_repeated.inc();
-            return Ok(Submitted::Repeated(*existing));
+            return Ok(Submitted::Repeated(existing));
         }
         if self.waiting.load(SeqCst) >= self.config.queue_max {
             return Err(Denied::QueueFull);
         }
         self.admission.admit(&speaker.open)?;
-        if let Err(taken) = self.keys.pin().try_insert(key, id) {
-            self.admission.release(&speaker.open);
-            return Ok(Submitted::Repeated(*taken.current));
+        // Only the session's own task submits for it, so nobody else can have taken these keys.
+        for (key, digest) in [Some((key, 0)), named].into_iter().flatten() {
+            self.keys.pin().insert(key, Known { job: id, digest });
         }
-        let job = Arc::new(self.make(id, key, speaker, submission));
+        let job = Arc::new(self.make(id, (key, named), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
         self.jobs.pin().insert(id, Arc::clone(&job));
         self.metrics.jobs_submitted.inc();
@@ -206,6 +229,17 @@ impl Scheduler {
         effects.push(Effect::Accept(Arc::clone(&job)));
         self.enqueue(&job, now, effects);
         Ok(Submitted::New(job))
+    }
+
+    /// The job of a submission that came before, if it did.
+    fn repeated(&self, key: u128, named: Option<(u128, u32)>) -> Result<Option<JobId>, Denied> {
+        let keys = self.keys.pin();
+        if let Some((key, digest)) = named
+            && let Some(known) = keys.get(&key)
+        {
+            return if known.digest == digest { Ok(Some(known.job)) } else { Err(Denied::Conflict) };
+        }
+        Ok(keys.get(&key).map(|known| known.job))
     }
 
     /// Takes back a job that was accepted in an earlier life of the server.
@@ -219,16 +253,22 @@ impl Scheduler {
     ) {
         let key = table::idempotency_key(&submission.spec);
         self.admission.readmit(&speaker.open);
-        let job = Arc::new(self.make(id, key, speaker, submission));
+        let job = Arc::new(self.make(id, (key, None), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
-        self.keys.pin().insert(key, id);
+        self.keys.pin().insert(key, Known { job: id, digest: 0 });
         self.jobs.pin().insert(id, Arc::clone(&job));
         self.metrics.jobs_live.inc();
         self.enqueue(&job, now, effects);
     }
 
-    fn make(&self, id: JobId, key: u128, speaker: &Arc<Speaker>, submission: Submission) -> Job {
-        let Submission { spec, audio, received_us, cut_us } = submission;
+    fn make(
+        &self,
+        id: JobId,
+        (key, named): (u128, Option<(u128, u32)>),
+        speaker: &Arc<Speaker>,
+        submission: Submission,
+    ) -> Job {
+        let Submission { spec, audio, received_us, cut_us, chunks, .. } = submission;
         let pairs = table::required_pairs(&spec);
         let own = |pick: fn(&config::Pool) -> Option<u64>| {
             let tenant = spec.tenant.as_deref();
@@ -243,6 +283,8 @@ impl Scheduler {
         let job = Job {
             id,
             key,
+            named,
+            chunks,
             lease_ms: (base_ms + for_audio)
                 .clamp(self.config.lease_min_ms, self.config.lease_max_ms),
             pending_ms: own(|p| p.pending_ms).unwrap_or(self.config.pending_ms),
@@ -283,8 +325,15 @@ impl Scheduler {
     }
 
     /// Remembers for `left_ms` that an earlier life of the server made `job` for `key`.
-    pub fn remember(&self, key: u128, job: JobId, left_ms: u64, now: Now, effects: &mut Effects) {
-        if self.keys.pin().try_insert(key, job).is_ok() {
+    pub fn remember(
+        &self,
+        (key, digest): (u128, u32),
+        job: JobId,
+        left_ms: u64,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        if self.keys.pin().try_insert(key, Known { job, digest }).is_ok() {
             effects.push(Effect::Arm(now.after_ms(left_ms), Deadline::Forget(key)));
         }
     }

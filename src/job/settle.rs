@@ -423,7 +423,10 @@ impl Scheduler {
         if let Some(oldest) = self.history.force_push(job.id)
             && let Some(old) = self.jobs.pin().remove(&oldest)
         {
-            self.keys.pin().remove(&old.key);
+            let keys = [Some(old.key), old.named.map(|(key, _)| key)];
+            for key in keys.into_iter().flatten() {
+                self.keys.pin().remove(&key);
+            }
         }
         effects.push(Effect::Settled { job: Arc::clone(job), result });
         if job.spec.cut.closes_turn() {

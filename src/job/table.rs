@@ -6,10 +6,12 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use super::Submission;
 use super::state::{State, Word};
 use crate::node::{NodeIndex, Reasons};
 use crate::protocol::job::{Audio, JobSpec, Outcome};
 use crate::protocol::{ErrorCode, JobId, Lang, NodeId, Pair, SessionId, TurnId};
+use crate::store::ChunkMark;
 use crate::telemetry::Stamps;
 
 /// Nodes a job can have been to; also the bound of attempts.
@@ -26,8 +28,12 @@ pub struct Job {
     pub spec: JobSpec,
     /// When it crossed which border.
     pub stamps: Stamps,
+    /// Which numbered chunks of the client's stream are in it and in those before it.
+    pub chunks: Option<ChunkMark>,
     /// Idempotency key.
     pub(super) key: u128,
+    /// The client's own key, and what it stands for.
+    pub(super) named: Option<(u128, u32)>,
     /// Directed pairs its node must cover, the one to look up first; never empty.
     pub(super) pairs: Box<[Pair]>,
     /// The speech, until the job ends.
@@ -97,7 +103,9 @@ impl Job {
         Self {
             id,
             stamps: Stamps::default(),
+            chunks: None,
             key: 0,
+            named: None,
             pairs: Box::default(),
             audio: ArcSwapOption::empty(),
             word: Word::new(state),
@@ -135,9 +143,10 @@ impl Job {
         self.ended.get()
     }
 
-    /// Idempotency key, for the store.
-    pub fn key(&self) -> u128 {
-        self.key
+    /// Idempotency key for the store, the client's own if it named one; with the digest of what
+    /// it stands for, 0 where the key says all.
+    pub fn key(&self) -> (u128, u32) {
+        self.named.unwrap_or((self.key, 0))
     }
 
     /// How long an attempt may run, in milliseconds.
@@ -289,6 +298,19 @@ pub(super) fn idempotency_key(spec: &JobSpec) -> u128 {
         u128::from(hasher.finish())
     };
     (half(1) << 64) | half(2)
+}
+
+/// The client's own key for an utterance, within its session, and what it stands for.
+pub(super) fn client_key(submission: &Submission) -> Option<(u128, u32)> {
+    let (spec, named) = (&submission.spec, submission.key.as_ref()?);
+    let half = |seed: u64| {
+        let mut hasher = foldhash::fast::FixedState::with_seed(seed).build_hasher();
+        spec.tenant.as_deref().unwrap_or("default").hash(&mut hasher);
+        spec.session.hash(&mut hasher);
+        named.text.hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    Some(((half(3) << 64) | half(4), named.digest))
 }
 
 /// The directed pairs a node must cover to take the job, the one to look up first. With a source

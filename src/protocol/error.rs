@@ -97,6 +97,8 @@ codes! {
     PoisonJob = "POISON_JOB",
     /// The stored job could not be read back.
     StorageCorrupt = "STORAGE_CORRUPT",
+    /// The idempotency key was used for something else.
+    IdempotencyConflict = "IDEMPOTENCY_CONFLICT",
     /// Cancelled because its session went away, or on request.
     Cancelled = "CANCELLED",
 }
@@ -124,6 +126,7 @@ impl ErrorCode {
                 | ErrorCode::InvalidSession
                 | ErrorCode::SessionClosed
                 | ErrorCode::PoisonJob
+                | ErrorCode::IdempotencyConflict
         )
     }
 }

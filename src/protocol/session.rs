@@ -28,6 +28,10 @@ pub enum Request {
     TtsStarted(TtsMark),
     /// The client finished playing.
     TtsPlayEnded(TtsMark),
+    /// The client is back on a new connection and goes on with its session.
+    Resume(Box<Resume>),
+    /// The client has processed results.
+    Ack(Ack),
     /// A type that only the server sends: parsed, counted, without effect.
     WrongDirection(&'static str),
     /// A type of rooms, which are not offered: refused in a way that pops up no dialog.
@@ -87,10 +91,41 @@ pub struct Init {
     /// Extension: stages wanted for the session's chunk streams.
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
-    /// Extension: what else the client understands; `typed_errors` asks for an `error` frame per
-    /// failed job.
+    /// Extension: what else the client understands (docs/PROTOCOL.md, "Extensions").
     #[serde(default)]
     pub extensions: Option<Vec<String>>,
+}
+
+/// `session_resume` (docs/PROTOCOL.md, "Coming back").
+#[derive(Deserialize)]
+pub struct Resume {
+    /// Text of the session id.
+    pub session_id: String,
+    /// The epoch its results had.
+    #[serde(deserialize_with = "lenient::int")]
+    pub epoch: u32,
+    /// The secret told when it opened: 64 hex digits.
+    pub resume_secret: String,
+    /// Number of the last result the client has processed; 0 is none.
+    #[serde(deserialize_with = "lenient::int")]
+    pub last_seq: u64,
+}
+
+impl std::fmt::Debug for Resume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secret stays out of logs.
+        write!(f, "Resume({}, epoch {}, {})", self.session_id, self.epoch, self.last_seq)
+    }
+}
+
+/// `ack`: everything up to `seq` has been processed.
+#[derive(Debug, Deserialize)]
+pub struct Ack {
+    /// Text of the session id.
+    pub session_id: String,
+    /// Number of the last result processed.
+    #[serde(deserialize_with = "lenient::int")]
+    pub seq: u64,
 }
 
 /// `audio_chunk`, its payload decoded.
@@ -158,6 +193,9 @@ pub struct UtteranceHead {
     pub trace_id: Option<String>,
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
+    /// Extension: the client's own name for it; sent again, it finds the job that exists.
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
     /// Only there to refuse a frame without audio.
     audio: String,
 }
@@ -189,8 +227,11 @@ struct Tag {
 }
 
 /// Types of the session socket that only the server sends.
-const SERVER_TYPES: [&str; 12] = [
+const SERVER_TYPES: [&str; 15] = [
     "session_init_ack",
+    "session_resume_ack",
+    "utterance_accepted",
+    "audio_ack",
     "translation_result",
     "asr_partial",
     "server_heartbeat",
@@ -247,6 +288,8 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
         "session_close" => Ok(Request::Close(parse(frame)?)),
         "tts_started" => Ok(Request::TtsStarted(parse(frame)?)),
         "tts_play_ended" => Ok(Request::TtsPlayEnded(parse(frame)?)),
+        "session_resume" => Ok(Request::Resume(Box::new(parse(frame)?))),
+        "ack" => Ok(Request::Ack(parse(frame)?)),
         other => {
             let known = |types: &[&'static str]| types.iter().copied().find(|t| *t == other);
             if let Some(kind) = known(&ROOM_TYPES) {
@@ -333,12 +376,64 @@ fn checked_utterance(head: UtteranceHead, audio: Bytes) -> Result<Request, Decod
             head.sample_rate
         )));
     }
+    bounded("idempotency_key", head.idempotency_key.as_ref(), limits::ID_BYTES_MAX)?;
     bounded("audio_format", Some(&head.audio_format), limits::ID_BYTES_MAX)?;
     bounded("dialect", head.dialect.as_ref(), limits::ID_BYTES_MAX)?;
     bounded("mode", head.mode.as_ref(), limits::ID_BYTES_MAX)?;
     bounded("trace_id", head.trace_id.as_ref(), limits::ID_BYTES_MAX)?;
     auto_langs(head.auto_langs.as_ref())?;
     Ok(Request::Utterance(Box::new(Utterance { head, audio })))
+}
+
+/// What a client needs to come back to its session.
+#[derive(Clone, Serialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"Coming back\"")]
+pub struct Resumable {
+    pub epoch: u32,
+    pub resume_secret: String,
+    pub resume_window_ms: u64,
+    pub extensions: Vec<&'static str>,
+}
+
+impl std::fmt::Debug for Resumable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secret stays out of logs.
+        write!(f, "Resumable(epoch {})", self.epoch)
+    }
+}
+
+/// `session_resume_ack`. Without `from_seq` there is no such session to go on with.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"Coming back\"")]
+pub struct ResumeAck {
+    pub session_id: String,
+    pub recovered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks_through: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub utterances: Vec<Unfinished>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+}
+
+/// An utterance that has a job and no last word yet.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"Coming back\"")]
+pub struct Unfinished {
+    pub utterance_index: u64,
+    pub job_id: JobId,
+}
+
+/// The frame, which is a JSON object, with further fields (`"a":1,"b":2`) at its end.
+pub fn with_fields(frame: &Bytes, fields: &str) -> Bytes {
+    let Some(object) = frame.strip_suffix(b"}") else { return frame.clone() };
+    Bytes::from([object, b",", fields.as_bytes(), b"}"].concat())
 }
 
 /// A message to a client. Optional fields without a value are left out, never null.
@@ -358,6 +453,18 @@ pub enum Event {
         negotiated_audio_format: &'static str,
         negotiated_sample_rate: u32,
         negotiated_channel_count: u32,
+        #[serde(flatten)]
+        resumable: Option<Resumable>,
+    },
+    SessionResumeAck(Box<ResumeAck>),
+    UtteranceAccepted {
+        session_id: SessionId,
+        utterance_index: u64,
+        job_id: JobId,
+    },
+    AudioAck {
+        session_id: SessionId,
+        through: u64,
     },
     AsrPartial {
         session_id: SessionId,

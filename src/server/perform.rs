@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tracing::{debug, info, warn};
 
 use super::shared::{Mail, SessionHandle, Shared};
 use crate::job::{Effect, Effects, Ended, Job, Progress};
 use crate::node::NodeIndex;
-use crate::protocol::job::Outcome;
+use crate::protocol::ErrorCode;
+use crate::protocol::job::{Audio, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
 use crate::session::{Answer, News};
@@ -50,8 +52,8 @@ fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
         audio_ms = job.spec.audio_ms, "job accepted"
     );
     let Some(store) = &shared.store else { return };
-    // A job that has already ended needs no row of its life.
-    let Some(audio) = job.audio() else { return };
+    // A job that has already ended needs no row of its life; the store finds that out.
+    let audio = job.audio().map_or_else(|| Audio::Raw(Bytes::new()), |audio| (*audio).clone());
     let row = JobRow {
         id: job.id,
         spec: job.spec.clone(),
@@ -59,11 +61,18 @@ fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
         attempts: 0,
         audio_crc: 0,
         audio_bytes: 0,
+        chunks: job.chunks,
     };
     let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
-    let idempotency = Some(IdemRow { key: job.key(), job: job.id, expires_unix_ms });
-    let write = Write::AcceptJob { row: Box::new(row), audio: (*audio).clone(), idempotency };
-    if store.submit(write, None).is_err() {
+    let (key, digest) = job.key();
+    let idempotency = Some(IdemRow { key, job: job.id, digest, expires_unix_ms });
+    let write = Write::AcceptJob { row: Box::new(row), audio, idempotency };
+    let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
+    let done = session.filter(|session| session.wants_kept()).map(|session| -> Done {
+        let news = News::Kept(job.spec.utterance_index, job.id);
+        Box::new(move |_| session.deliver(Mail::News(news)))
+    });
+    if store.submit(write, done).is_err() {
         // Admission looked before; a race of many submissions can still find the lane full.
         warn!(job = %job.id, "the store is behind: this job would not survive a crash");
         shared.metrics.jobs_refused.with_label_values(&["store_race"]).inc();
@@ -141,7 +150,7 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
         elapsed_ms,
         network,
     };
-    session.deliver(Mail::News(news));
+    session.deliver(Mail::Settled(Arc::clone(job), news));
     if session.is_over() {
         bury(shared, &session);
     }
@@ -157,9 +166,7 @@ fn keep_unheard(shared: &Shared, job: &Job) {
 /// Takes the mail of a session that is over.
 pub(super) fn bury(shared: &Shared, session: &SessionHandle) {
     while let Some(mail) = session.take() {
-        if let Mail::News(News::Settled { job, .. }) = mail
-            && let Some(job) = shared.scheduler.job(job)
-        {
+        if let Mail::Settled(job, _) = mail {
             keep_unheard(shared, &job);
         }
     }
@@ -171,7 +178,7 @@ fn answer(ended: &Ended, result: Option<Box<JobResult>>) -> Answer {
         (Outcome::Succeeded | Outcome::Empty, _) => return Answer::Nothing("silence_detected"),
         (Outcome::Merged, _) => return Answer::Nothing("merged"),
         (Outcome::Failed, _) => match ended.code {
-            Some(crate::protocol::ErrorCode::JobTimeout) => "job_timeout",
+            Some(ErrorCode::JobTimeout) => "job_timeout",
             _ => "job_failed",
         },
         (Outcome::Expired, _) => "no_available_node",
@@ -202,11 +209,16 @@ fn network_timings(job: &Job, result: Option<&JobResult>, now: Now) -> NetworkTi
     }
 }
 
+/// Whether a job that ended so might end well another time: its speech is kept.
+fn speaks_of_nodes(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::PoisonJob | ErrorCode::JobTimeout | ErrorCode::NodeUnavailable)
+}
+
 /// Hands the outcome of a job to the store, with the frame owed to the client if there is one.
 pub(super) fn record(
     shared: &Shared,
     job: &Job,
-    outbox: Option<bytes::Bytes>,
+    outbox: Option<Bytes>,
     done: Option<Done>,
 ) -> Result<(), Option<Done>> {
     let (Some(store), Some(ended)) = (&shared.store, job.ended()) else { return Ok(()) };
@@ -222,7 +234,8 @@ pub(super) fn record(
         settled_unix_ms: ended.unix_ms,
         explanation: serde_json::to_vec(&job.explain()).unwrap_or_default(),
     };
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox };
+    let dead = ended.code.is_some_and(speaks_of_nodes);
+    let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead };
     match store.submit(write, done) {
         Ok(()) => Ok(()),
         Err(Refused { done, why: Why::Full, .. }) => Err(done),

@@ -1,4 +1,7 @@
-//! One client's connection: owns the socket and, while one is open, the session.
+//! One speaker's task: owns the session, and the connection while there is one.
+//!
+//! A session outlives its connection. When the socket is lost the task stays; a client that comes
+//! back knocks with a task of its own, which hands its socket over and ends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,104 +9,134 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::Bytes;
 use tracing::{debug, info, warn};
 
-use super::perform::{bury, perform, record};
-use super::shared::{Mail, SessionHandle, SessionSlot, SessionTag, Shared, going_down};
-use crate::job::{self, Scheduler, Speaker, Submission, Submitted};
-use crate::protocol::session::{Event, Init, Request, decode};
+use super::perform::{bury, perform};
+use super::shared::{
+    Line, Mail, Newcomer, ResumeKey, SessionHandle, SessionSlot, SessionTag, Shared, Socket,
+    going_down,
+};
+use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
+use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
 use crate::protocol::{ErrorCode, JobId, SessionId};
-use crate::session::{Cutting, Effect, Effects, Input, News, Profile, Session};
-use crate::store::SessionRow;
-use crate::store::{Done, Write};
+use crate::session::{Cutting, Effects, Input, Profile, Session};
+use crate::store::{SessionRow, Write};
 use crate::telemetry::{Now, Stage};
 use crate::tenant::Denied;
 use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
 
-/// How long a full store lane is waited for before it is tried again.
-const STORE_RETRY: Duration = Duration::from_millis(2);
 /// How long the peer is given to take what is queued when the server closes the connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A session and what the shell keeps beside it.
-struct Open {
-    session: Session,
-    handle: Arc<SessionHandle>,
-    speaker: Arc<Speaker>,
-    /// Outbox numbers of last words that are durable and not yet flushed to the client.
-    undelivered: BTreeMap<JobId, u64>,
-    _slot: SessionSlot,
+pub(super) struct Open {
+    pub(super) session: Session,
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) speaker: Arc<Speaker>,
+    /// The session as it is to be stored, until it is: with its first job.
+    pub(super) unstored: Option<SessionRow>,
+    /// Settled jobs whose last word is not on its way to the disk yet.
+    pub(super) settled: BTreeMap<JobId, Arc<Job>>,
+    /// Up to where the client has confirmed, where the store could not be told yet.
+    pub(super) confirmed: Option<u64>,
+    pub(super) _slot: SessionSlot,
 }
 
-/// One client's connection.
-pub(super) struct SessionTask<S> {
-    shared: Arc<Shared>,
-    peer: SocketAddr,
-    connection: Connection<S, SessionTag>,
-    outbox: Arc<Outbox<SessionTag>>,
-    open: Option<Open>,
-    effects: Effects,
+/// One speaker: a session, a connection, or both.
+pub(super) struct SessionTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) line: Option<Line>,
+    pub(super) open: Option<Open>,
+    pub(super) effects: Effects,
     job_effects: job::Effects,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
+impl SessionTask {
+    /// For a client that just connected.
     pub(super) fn new(
         shared: Arc<Shared>,
         peer: SocketAddr,
-        connection: Connection<S, SessionTag>,
+        connection: Connection<Socket, SessionTag>,
         outbox: Arc<Outbox<SessionTag>>,
     ) -> Self {
-        let (effects, job_effects) = (Effects::new(), job::Effects::new());
-        Self { shared, peer, connection, outbox, open: None, effects, job_effects }
+        let line = Line { peer, connection, outbox, late: BTreeMap::new(), farewell: None };
+        shared.metrics.connections.with_label_values(&["session"]).inc();
+        Self::of(shared, Some(line), None)
     }
 
-    /// Lives as long as the connection.
+    /// For a session of an earlier life of the server, whose client is not here.
+    pub(super) fn restored(shared: Arc<Shared>, open: Open) -> Self {
+        Self::of(shared, None, Some(open))
+    }
+
+    fn of(shared: Arc<Shared>, line: Option<Line>, open: Option<Open>) -> Self {
+        let (effects, job_effects) = (Effects::new(), job::Effects::new());
+        Self { shared, line, open, effects, job_effects }
+    }
+
+    /// Lives as long as its connection or its session.
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let gauge = shared.metrics.connections.with_label_values(&["session"]);
-        gauge.inc();
         let mut closing = shared.closing.subscribe();
-        let gone = loop {
+        while self.line.is_some() || self.open.is_some() {
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));
             let jobs_max = shared.config.session.jobs_max;
             let behind = self.open.as_ref().is_some_and(|o| o.session.undurable() >= jobs_max);
-            self.connection.pause_reading(behind);
+            if let Some(line) = &mut self.line {
+                line.connection.pause_reading(behind);
+            }
             tokio::select! {
-                arrival = self.connection.next() => match arrival {
-                    Arrival::Text(text) => self.text(text.into()).await,
-                    Arrival::Binary(_) => self.refuse("binary", None),
-                    Arrival::Written(Some(job)) => self.delivered(job),
-                    Arrival::Written(None) | Arrival::Pong(_) => {}
-                    Arrival::Closed(gone) => break Some(gone),
-                },
+                arrival = next_of(&mut self.line) => self.arrived(arrival).await,
                 () = mail_for(handle.as_ref()) => {}
                 () = shared.clock.sleep_until(tick) => self.input(Input::Tick).await,
-                () = going_down(&mut closing) => break None,
+                () = going_down(&mut closing) => return self.go_down().await,
             }
             self.read_mail().await;
-        };
-        gauge.dec();
-        self.finish(gone).await;
+            self.take_newcomers().await;
+        }
     }
 
-    /// The connection is over, or the server is: the session ends with it.
-    async fn finish(mut self, gone: Option<Gone>) {
-        match gone {
-            Some(gone) => {
-                let why = gone.as_str();
-                self.shared.metrics.connections_closed.with_label_values(&["session", why]).inc();
-                debug!(peer = %self.peer, why, "session connection closed");
-                self.outbox.close();
-                self.input(Input::Lost).await;
-            }
-            None => {
-                // Jobs are left alone: they are on disk and go on after the restart.
-                self.forget_session();
-                self.outbox.close();
-                self.connection.close(1001, "server is going down", CLOSE_WITHIN).await;
-            }
+    async fn arrived(&mut self, arrival: Arrival<SessionTag>) {
+        match arrival {
+            Arrival::Text(text) => self.text(text.into()).await,
+            Arrival::Binary(_) => self.refuse("binary", None),
+            Arrival::Written(tag) => self.written(tag).await,
+            Arrival::Pong(payload) => self.ponged(&payload).await,
+            Arrival::Closed(gone) => self.lost(&gone).await,
+        }
+    }
+
+    /// The connection is over. The session may go on without it.
+    async fn lost(&mut self, gone: &Gone) {
+        let Some(line) = self.line.take() else { return };
+        let why = gone.as_str();
+        self.shared.metrics.connections_closed.with_label_values(&["session", why]).inc();
+        debug!(peer = %line.peer, why, "session connection closed");
+        self.hang_up(&line);
+        self.input(Input::Lost).await;
+    }
+
+    /// Nothing more goes over this connection.
+    fn hang_up(&self, line: &Line) {
+        line.outbox.close();
+        self.shared.metrics.connections.with_label_values(&["session"]).dec();
+        if let Some(open) = &self.open {
+            open.handle.peer.store(None);
+        }
+    }
+
+    /// The server is going down. Jobs are left alone: they are on disk and go on after the restart,
+    /// and so does a session that has any, or whose client can come back.
+    async fn go_down(mut self) {
+        if let Some(open) = self.open.take() {
+            let goes_on = open.session.profile.resume || open.handle.is_owed();
+            self.forget(open, !goes_on);
+        }
+        if let Some(line) = self.line.take() {
+            self.hang_up(&line);
+            line.connection.close(1001, "server is going down", CLOSE_WITHIN).await;
         }
     }
 
@@ -127,6 +160,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             Request::Close(_) => "session_close",
             Request::TtsStarted(_) => "tts_started",
             Request::TtsPlayEnded(_) => "tts_play_ended",
+            Request::Resume(_) => "session_resume",
+            Request::Ack(_) => "ack",
             Request::WrongDirection(kind) => {
                 debug!(kind, "a client sent what only the server sends");
                 return self.refuse("wrong_direction", None);
@@ -141,7 +176,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
         };
         self.shared.metrics.frames_in.with_label_values(&["session", kind]).inc();
         match request {
-            Request::Init(init) => self.init(*init).await,
+            Request::Init(init) => self.init(*init, &frame).await,
+            Request::Resume(resume) => self.resume(*resume),
             request if self.open.is_some() => self.input(Input::Request(request)).await,
             _ => {
                 self.shared.metrics.foreign.with_label_values(&["session"]).inc();
@@ -161,52 +197,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
     }
 
     fn send(&mut self, event: &Event) {
-        self.push(Frame { text: event.encode(), tag: None });
+        self.push(Frame { text: event.encode(), tag: SessionTag::Plain });
     }
 
-    fn push(&mut self, frame: Frame<SessionTag>) {
-        if self.outbox.push(frame).is_err() && !self.outbox.is_closed() {
-            // The client does not read; what it was owed is on disk.
-            warn!(peer = %self.peer, "a client is too slow: closing its connection");
-            self.shared.metrics.progress_dropped.with_label_values(&["outbox_full"]).inc();
-            self.outbox.request_close(4408, "too slow");
-        }
-    }
-
-    async fn init(&mut self, init: Init) {
+    async fn init(&mut self, init: Init, frame: &[u8]) {
         let profile = match Profile::new(init, uuid::Uuid::new_v4().to_string()) {
-            Ok(profile) => profile,
+            Ok(profile) if self.shared.store.is_some() => profile,
+            Ok(profile) => profile.without_store(),
             Err(fault) => return self.refuse(fault.kind(), Some(fault.to_string())),
         };
         // A connection has one session; a new one takes the place of the old.
         if self.open.is_some() {
-            self.input(Input::Lost).await;
+            self.input(Input::Over).await;
         }
         let now = self.shared.now();
         let Some(slot) = SessionSlot::take(&self.shared) else {
             let text = "The server has as many sessions as it may";
             return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
         };
-        let id = self.fresh_id();
-        let config = &self.shared.config;
-        let handle = Arc::new(SessionHandle::new(
-            id,
-            profile.clone(),
-            self.peer,
-            now.unix_ms,
-            config.session.jobs_max,
-        ));
-        let session = Session::new(id, profile, config.session.clone(), config.segmenter.clone());
-        info!(session = %id, trace_id = %session.profile.trace_id, peer = %self.peer,
-            src = %session.profile.src, tgt = %session.profile.tgt,
-            platform = %session.profile.platform, "session opened");
-        self.remember(&session.profile, id, now);
-        self.shared.sessions.pin().insert(id, Arc::clone(&handle));
+        let epoch = self.shared.boot_epoch;
+        let key = if profile.resume { ResumeKey::fresh(epoch) } else { None };
+        let (key, secret) = key.unzip();
+        let mut open = Open::new(&self.shared, self.fresh_id(), profile, epoch, key, now, slot);
+        let ack = open.session.ack(secret);
+        open.unstored = Some(open.row(frame));
+        if let Some(line) = &self.line {
+            open.handle.peer.store(Some(Arc::new(line.peer)));
+        }
+        info!(session = %open.handle.id, trace_id = %open.session.profile.trace_id,
+            peer = ?open.handle.peer.load(), src = %open.session.profile.src,
+            tgt = %open.session.profile.tgt, platform = %open.session.profile.platform,
+            "session opened");
         self.shared.metrics.sessions_opened.inc();
-        let ack = session.ack();
-        let speaker = self.shared.scheduler.speaker(id);
-        let undelivered = BTreeMap::new();
-        self.open = Some(Open { session, handle, speaker, undelivered, _slot: slot });
+        self.open = Some(open);
         self.send(&ack);
     }
 
@@ -220,27 +243,67 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
         }
     }
 
-    fn remember(&self, profile: &Profile, id: SessionId, now: Now) {
-        let Some(store) = &self.shared.store else { return };
-        let row = SessionRow {
-            id,
-            trace_id: profile.trace_id.clone(),
-            tenant: profile.tenant.clone(),
-            platform: profile.platform.clone(),
-            client_version: profile.client_version.clone(),
-            src: profile.src,
-            tgt: profile.tgt,
-            opened_unix_ms: now.unix_ms,
-            epoch: self.shared.boot_epoch,
-            next_seq: 1,
+    /// The client goes on with a session: its socket goes to that session's task.
+    fn resume(&mut self, resume: Resume) {
+        if self.open.is_some() {
+            let text = "this connection has a session".to_owned();
+            return self.refuse("resume_in_session", Some(text));
+        }
+        let Some(handle) = self.resumable(&resume) else {
+            return self.unknown_session(resume.session_id);
         };
-        if store.submit(Write::OpenSession(row), None).is_err() {
-            warn!(session = %id, "the store is behind: the session was not noted");
+        let Some(line) = self.line.take() else { return };
+        let Resume { session_id, last_seq, .. } = resume;
+        handle.welcome(Newcomer { line, last_seq, session_id });
+        if handle.is_over() {
+            turn_away(&self.shared, &handle);
+        }
+    }
+
+    fn resumable(&self, resume: &Resume) -> Option<Arc<SessionHandle>> {
+        let id: SessionId = resume.session_id.parse().ok()?;
+        let handle = self.shared.sessions.pin().get(&id).map(Arc::clone)?;
+        let key = handle.key.filter(|key| key.opens(resume.epoch, &resume.resume_secret));
+        key.map(|_| handle)
+    }
+
+    fn unknown_session(&mut self, session_id: String) {
+        self.shared.metrics.resumes.with_label_values(&["unknown_session"]).inc();
+        let reason = Some("unknown_session");
+        let session_id = crate::protocol::limits::clip(&session_id, 64).to_owned();
+        let ack = ResumeAck { session_id, reason, ..ResumeAck::default() };
+        self.send(&Event::SessionResumeAck(Box::new(ack)));
+    }
+
+    /// Clients that came back: the newest gets the session.
+    async fn take_newcomers(&mut self) {
+        while let Some(open) = &mut self.open
+            && let Some(newcomer) = open.handle.newcomers.pop()
+        {
+            let Newcomer { line, last_seq, session_id } = newcomer;
+            let now = self.shared.now();
+            let mut effects = Effects::new();
+            if !open.session.attach(last_seq, now, &mut effects) {
+                spawn_stranger(&self.shared, line, session_id);
+                continue;
+            }
+            open.handle.peer.store(Some(Arc::new(line.peer)));
+            let (owed, session) = (open.session.owed().0, open.handle.id);
+            info!(%session, peer = %line.peer, last_seq, owed, "session resumed");
+            self.shared.metrics.resumes.with_label_values(&["resumed"]).inc();
+            if let Some(old) = self.line.replace(line) {
+                old.outbox.close();
+                self.shared.metrics.connections.with_label_values(&["session"]).dec();
+                let why = "replaced by a newer connection";
+                tokio::spawn(old.connection.close(4409, why, CLOSE_WITHIN));
+            }
+            self.effects.append(&mut effects);
+            self.perform(now).await;
         }
     }
 
     /// Gives the session an input and performs what comes of it.
-    async fn input(&mut self, input: Input) {
+    pub(super) async fn input(&mut self, input: Input) {
         let now = self.shared.now();
         let Some(open) = &mut self.open else { return };
         open.session.apply(input, now, &mut self.effects);
@@ -262,55 +325,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             open.handle.untold.store(open.session.undurable(), SeqCst);
             open.handle.open_jobs.store(open.session.open_jobs(), SeqCst);
             open.handle.utterances.store(open.session.utterances(), SeqCst);
+            open.handle.owed.store(open.session.owed().0, SeqCst);
         }
     }
 
-    async fn perform_one(&mut self, effect: Effect, now: Now) {
-        let metrics = &self.shared.metrics;
-        match effect {
-            Effect::Send(text, tag) => {
-                let kind = match tag {
-                    Some(_) if text.starts_with(b"{\"type\":\"translation_result\"") => "result",
-                    Some(_) => "missing",
-                    None => "",
-                };
-                if !kind.is_empty() {
-                    metrics.results_out.with_label_values(&[kind]).inc();
-                }
-                self.push(Frame { text, tag });
-            }
-            Effect::Submit(cutting) => self.submit(*cutting, now),
-            Effect::Record { index, job, frame } => self.record(index, job, frame, now).await,
-            Effect::Cancel(jobs) => self.cancel(jobs, now),
-            Effect::Silence(cut, bytes) => {
-                metrics.silences.with_label_values(&[cut.as_str()]).inc();
-                metrics.audio_dropped.with_label_values(&["silence"]).inc_by(bytes as u64);
-            }
-            Effect::Dropped(why, bytes) => {
-                metrics.audio_dropped.with_label_values(&[why]).inc_by(bytes as u64);
-            }
-            Effect::WasCut(cut) => {
-                metrics.cuts.with_label_values(&[cut.as_str()]).inc();
-                let earlier =
-                    if cut == crate::protocol::job::Cut::Manual { "send" } else { "timeout" };
-                metrics.finalized.with_label_values(&[earlier]).inc();
-            }
-            Effect::Foreign => metrics.foreign.with_label_values(&["session"]).inc(),
-            Effect::Ended => self.forget_session(),
-        }
-    }
-
-    fn submit(&mut self, cutting: Cutting, now: Now) {
-        let Some(open) = &mut self.open else { return };
+    pub(super) fn submit(&mut self, cutting: Cutting, now: Now) {
         let index = cutting.spec.utterance_index;
-        let Cutting { spec, audio, received_us } = cutting;
-        let submission = Submission { spec, audio, received_us, cut_us: now.us };
-        let scheduler = &self.shared.scheduler;
-        let outcome = if store_has_room(&self.shared) {
-            scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
-        } else {
-            Err(Denied::StoreFull)
-        };
+        let outcome = self.try_submit(cutting, now);
+        let Some(open) = &mut self.open else { return };
         match outcome {
             Ok(Submitted::New(job)) => open.session.submitted(index, job.id),
             Ok(Submitted::Repeated(job)) => {
@@ -320,14 +342,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             Err(denied) => {
                 self.shared.metrics.jobs_refused.with_label_values(&[denied.as_str()]).inc();
                 warn!(session = %open.handle.id, utterance = index, %denied, "utterance refused");
-                let (why, retry) = (denied.to_string(), denied.retry_after_ms());
-                open.session.refused(index, &why, retry, now, &mut self.effects);
+                if denied == Denied::Conflict {
+                    open.session.conflicting(index, &mut self.effects);
+                } else {
+                    let (why, retry) = (denied.to_string(), denied.retry_after_ms());
+                    open.session.refused(index, &why, retry, now, &mut self.effects);
+                }
             }
         }
         perform(&self.shared, &mut self.job_effects, now);
     }
 
-    fn cancel(&mut self, jobs: Vec<JobId>, now: Now) {
+    fn try_submit(&mut self, cutting: Cutting, now: Now) -> Result<Submitted, Denied> {
+        let Some(open) = &mut self.open else { return Err(Denied::SessionFull) };
+        if open.session.owes_acks() {
+            return Err(Denied::Unacknowledged);
+        }
+        if let Some(store) = &self.shared.store {
+            if !store.has_room_for_accepts() {
+                return Err(Denied::StoreFull);
+            }
+            // With its first job, so that an idle session costs the disk nothing.
+            if let Some(row) = open.unstored.take()
+                && let Err(refused) = store.submit(Write::OpenSession(row.clone()), None)
+            {
+                debug!(?refused, "a session could not be stored");
+                open.unstored = Some(row);
+                return Err(Denied::StoreFull);
+            }
+        }
+        let Cutting { spec, audio, received_us, chunks, key } = cutting;
+        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
+        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
+        self.shared.scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
+    }
+
+    pub(super) fn cancel(&mut self, jobs: Vec<JobId>, now: Now) {
         let scheduler: &Scheduler = &self.shared.scheduler;
         for job in jobs.into_iter().filter_map(|id| scheduler.job(id)) {
             scheduler.cancel(&job, "the session is over", now, &mut self.job_effects);
@@ -336,83 +386,122 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
         perform(&self.shared, &mut self.job_effects, now);
     }
 
-    /// Keeps the last word on a job; tells the client now or when it is durable.
-    async fn record(&mut self, index: u64, id: JobId, frame: bytes::Bytes, now: Now) {
-        let (Some(job), Some(open)) = (self.shared.scheduler.job(id), &mut self.open) else {
-            return;
-        };
-        if self.shared.tells_at_once() {
-            open.session.apply(Input::News(News::Durable(index)), now, &mut self.effects);
-        }
-        let told = self.shared.tells_at_once();
-        let mailbox = Arc::clone(&open.handle);
-        let mut done: Option<Done> = Some(Box::new(move |committed| {
-            mailbox.deliver(Mail::Durable { index, job: id, seq: committed.outbox_seq });
-        }));
-        // A full lane means that results come faster than the disk takes them: this session waits.
-        while let Err(back) = record(&self.shared, &job, Some(frame.clone()), done.take()) {
-            done = back;
-            tokio::time::sleep(STORE_RETRY).await;
-        }
-        debug!(job = %id, index, told, "outcome recorded");
-    }
-
     async fn read_mail(&mut self) {
-        let now = self.shared.now();
         while let Some(mail) = self.open.as_ref().and_then(|open| open.handle.take()) {
             match mail {
-                Mail::News(news) => self.input(Input::News(news)).await,
-                Mail::Durable { index, job, seq } => {
-                    if let Some(job) = self.shared.scheduler.job(job) {
-                        job.stamps.mark(Stage::Durable, now.us);
+                Mail::News(news) => {
+                    if let crate::session::News::Durable { job, .. } = &news
+                        && let Some(job) = self.shared.scheduler.job(*job)
+                    {
+                        job.stamps.mark(Stage::Durable, self.shared.now().us);
                     }
-                    if let (Some(seq), Some(open)) = (seq, &mut self.open) {
-                        open.undelivered.insert(job, seq);
+                    self.input(Input::News(news)).await;
+                }
+                Mail::Settled(job, news) => {
+                    if let Some(open) = &mut self.open {
+                        open.settled.insert(job.id, job);
                     }
-                    self.input(Input::News(News::Durable(index))).await;
+                    self.input(Input::News(news)).await;
+                }
+                Mail::Replayed { after, frames } => {
+                    self.input(Input::Replayed { after, frames }).await;
                 }
             }
         }
     }
 
-    /// The last word on a job was flushed to the client.
-    fn delivered(&mut self, id: JobId) {
-        let now = self.shared.now();
-        if let Some(job) = self.shared.scheduler.job(id) {
-            job.stamps.mark(Stage::Delivered, now.us);
-            if let Some(us) = job.stamps.between(Stage::Settled, Stage::Delivered) {
-                self.shared.metrics.deliver_seconds.observe(us as f64 / 1e6);
-            }
-        }
-        let Some(open) = &mut self.open else { return };
-        let Some(seq) = open.undelivered.remove(&id) else { return };
-        let session = open.handle.id;
-        if let Some(store) = &self.shared.store {
-            // Kept if it cannot be noted: it is then told again, or expires.
-            let noted = store.submit(Write::Delivered { session, through_seq: seq }, None);
-            if noted.is_err() {
-                open.undelivered.insert(id, seq);
-            }
+    pub(super) fn forget_session(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.forget(open, true);
         }
     }
 
-    fn forget_session(&mut self) {
-        let Some(open) = self.open.take() else { return };
-        self.shared.sessions.pin().remove(&open.handle.id);
-        open.handle.end();
-        bury(&self.shared, &open.handle);
+    /// The session is not here any more; `over` if it will not come back either.
+    fn forget(&self, open: Open, over: bool) {
+        let handle = &open.handle;
+        self.shared.sessions.pin().remove(&handle.id);
+        handle.end();
+        bury(&self.shared, handle);
+        turn_away(&self.shared, handle);
+        let stored = open.unstored.is_none();
         if let Some(store) = &self.shared.store
-            && store.submit(Write::CloseSession(open.handle.id), None).is_err()
+            && stored
+            && over
+            && store.submit(Write::CloseSession(handle.id), None).is_err()
         {
-            warn!(session = %open.handle.id, "the end of a session was not noted");
+            warn!(session = %handle.id, "the end of a session was not noted");
         }
-        info!(session = %open.handle.id, trace_id = %open.session.profile.trace_id,
+        info!(session = %handle.id, trace_id = %open.session.profile.trace_id, over,
             utterances = open.session.utterances(), "session closed");
     }
 }
 
-fn store_has_room(shared: &Shared) -> bool {
-    shared.store.as_ref().is_none_or(|store| store.has_room_for_accepts())
+impl Open {
+    /// A session and its place among the others.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        id: SessionId,
+        profile: Profile,
+        epoch: u32,
+        key: Option<ResumeKey>,
+        now: Now,
+        slot: SessionSlot,
+    ) -> Self {
+        let config = &shared.config;
+        let jobs_max = config.session.jobs_max;
+        let handle =
+            Arc::new(SessionHandle::new(id, profile.clone(), now.unix_ms, key, jobs_max));
+        shared.sessions.pin().insert(id, Arc::clone(&handle));
+        let own = (config.session.clone(), config.segmenter.clone());
+        Self {
+            session: Session::new(id, profile, epoch, shared.tells_at_once(), own),
+            handle,
+            speaker: shared.scheduler.speaker(id),
+            unstored: None,
+            settled: BTreeMap::new(),
+            confirmed: None,
+            _slot: slot,
+        }
+    }
+
+    /// The session as it is kept, with the message it began with.
+    fn row(&self, init: &[u8]) -> SessionRow {
+        let profile = &self.session.profile;
+        SessionRow {
+            id: self.handle.id,
+            trace_id: profile.trace_id.clone(),
+            tenant: profile.tenant.clone(),
+            platform: profile.platform.clone(),
+            client_version: profile.client_version.clone(),
+            src: profile.src,
+            tgt: profile.tgt,
+            opened_unix_ms: self.handle.opened_unix_ms,
+            epoch: self.session.epoch,
+            resume_hash: self.handle.key.map(|key| key.hash),
+            init: init.to_vec(),
+        }
+    }
+}
+
+/// Tells clients that came back to a session that is over.
+fn turn_away(shared: &Arc<Shared>, handle: &SessionHandle) {
+    while let Some(Newcomer { line, session_id, .. }) = handle.newcomers.pop() {
+        spawn_stranger(shared, line, session_id);
+    }
+}
+
+/// A client whose session is not there; it may open another on the same connection.
+fn spawn_stranger(shared: &Arc<Shared>, line: Line, session_id: String) {
+    let mut task = SessionTask::of(Arc::clone(shared), Some(line), None);
+    task.unknown_session(session_id);
+    tokio::spawn(task.run());
+}
+
+async fn next_of(line: &mut Option<Line>) -> Arrival<SessionTag> {
+    match line {
+        Some(line) => line.connection.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn mail_for(handle: Option<&Arc<SessionHandle>>) {

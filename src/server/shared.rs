@@ -1,12 +1,17 @@
 //! What every connection of one server shares.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use foldhash::fast::RandomState;
+use hyper_util::rt::TokioIo;
 use papaya::HashMap;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::clock::Clock;
@@ -18,7 +23,7 @@ use crate::protocol::{JobId, SessionId};
 use crate::session::{News, Profile};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Now};
-use crate::transport::Outbox;
+use crate::transport::{Connection, Outbox};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
 const PROGRESS_MAX: usize = 1_024;
@@ -61,7 +66,41 @@ impl Shared {
 /// A frame's claim on attention once it was flushed to a node's socket.
 pub(super) type NodeTag = Option<(Arc<Job>, u32)>;
 /// A frame's claim on attention once it was flushed to a client's socket.
-pub(super) type SessionTag = Option<JobId>;
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SessionTag {
+    /// None.
+    Plain,
+    /// The last word on a job, with its number if it has one.
+    Word(JobId, Option<u64>),
+    /// The end of a session that may still owe proof up to this number.
+    Farewell(SessionId, u64),
+}
+
+/// What connections run over.
+pub(super) type Socket = TokioIo<hyper::upgrade::Upgraded>;
+
+/// A client's connection.
+pub(super) struct Line {
+    pub(super) peer: SocketAddr,
+    pub(super) connection: Connection<Socket, SessionTag>,
+    pub(super) outbox: Arc<Outbox<SessionTag>>,
+    /// The newest progress of jobs that the client was too slow for.
+    pub(super) late: BTreeMap<JobId, Bytes>,
+    /// A session that ended here, and the number its client may still prove to have.
+    pub(super) farewell: Option<(SessionId, u64)>,
+}
+
+/// A client that comes back to its session over a new connection.
+pub(super) struct Newcomer {
+    pub(super) line: Line,
+    /// Number of the last result it has.
+    pub(super) last_seq: u64,
+    /// What it named, for the answer.
+    pub(super) session_id: String,
+}
+
+/// Clients that come back to one session at the same time; of more, the older are dropped.
+const NEWCOMERS_MAX: usize = 4;
 
 /// The way to a node's socket.
 pub(super) struct Link {
@@ -75,21 +114,29 @@ pub(super) struct Link {
 pub(super) enum Mail {
     /// News of one of its jobs.
     News(News),
-    /// The last word on an utterance is on disk, as this number of its outbox.
-    Durable { index: u64, job: JobId, seq: Option<u64> },
+    /// A job of it settled.
+    Settled(Arc<Job>, News),
+    /// What was read back of what it is owed behind `after`.
+    Replayed { after: u64, frames: Vec<(u64, JobId, Bytes)> },
 }
 
 /// The way to a session's task, and what others may know of it.
 pub(super) struct SessionHandle {
     pub(super) id: SessionId,
     pub(super) profile: Profile,
-    pub(super) peer: SocketAddr,
+    /// Where its client is, if one is connected.
+    pub(super) peer: ArcSwapOption<SocketAddr>,
     pub(super) opened_unix_ms: u64,
+    /// By which its client can prove who it is when it comes back.
+    pub(super) key: Option<ResumeKey>,
     pub(super) open_jobs: AtomicUsize,
     /// Outcomes that wait for the disk before they are told.
     pub(super) untold: AtomicUsize,
     pub(super) utterances: AtomicU64,
+    /// Results kept for its client.
+    pub(super) owed: AtomicUsize,
     mail: ArrayQueue<Mail>,
+    pub(super) newcomers: ArrayQueue<Newcomer>,
     pub(super) wake: Notify,
     /// The session is over: nobody reads its mail any more.
     over: AtomicBool,
@@ -99,21 +146,24 @@ impl SessionHandle {
     pub(super) fn new(
         id: SessionId,
         profile: Profile,
-        peer: SocketAddr,
         opened_unix_ms: u64,
+        key: Option<ResumeKey>,
         jobs_max: usize,
     ) -> Self {
         Self {
             id,
             profile,
-            peer,
+            peer: ArcSwapOption::empty(),
             opened_unix_ms,
+            key,
             open_jobs: AtomicUsize::new(0),
             untold: AtomicUsize::new(0),
             utterances: AtomicU64::new(0),
-            // Each job ends once and becomes durable once, and reading stops while as many as may
-            // be open wait for the disk; progress gets what is beyond that.
-            mail: ArrayQueue::new(PROGRESS_MAX + 4 * jobs_max + 8),
+            owed: AtomicUsize::new(0),
+            // Each job is kept, ends and becomes durable once, and reading stops while as many as
+            // may be open wait for the disk; progress gets what is beyond that.
+            mail: ArrayQueue::new(PROGRESS_MAX + 6 * jobs_max + 16),
+            newcomers: ArrayQueue::new(NEWCOMERS_MAX),
             wake: Notify::new(),
             over: AtomicBool::new(false),
         }
@@ -151,6 +201,46 @@ impl SessionHandle {
     pub(super) fn take(&self) -> Option<Mail> {
         self.mail.pop()
     }
+
+    /// Hands a client that came back to the session's task.
+    pub(super) fn welcome(&self, newcomer: Newcomer) {
+        // Of too many at once the newest stay; the socket of the one dropped closes.
+        drop(self.newcomers.force_push(newcomer));
+        self.wake.notify_one();
+    }
+
+    /// Whether the session wants to hear when a job of it is on disk.
+    pub(super) fn wants_kept(&self) -> bool {
+        self.profile.accepted || self.profile.audio_ack
+    }
+}
+
+/// What a client that comes back must match.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResumeKey {
+    pub(super) epoch: u32,
+    /// SHA-256 of the secret.
+    pub(super) hash: [u8; 32],
+}
+
+impl ResumeKey {
+    /// A key with its secret, which is told once and not kept.
+    pub(super) fn fresh(epoch: u32) -> Option<(Self, String)> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).ok()?;
+        let text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        Some((Self { epoch, hash: hash(&text) }, text))
+    }
+
+    /// Whether the client knows the secret. Hashes are compared, so the time it takes says nothing
+    /// of the secret.
+    pub(super) fn opens(&self, epoch: u32, secret: &str) -> bool {
+        self.epoch == epoch && self.hash == hash(secret)
+    }
+}
+
+fn hash(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
 }
 
 /// The way to the control task.
@@ -193,6 +283,15 @@ impl SessionSlot {
         shared.sessions_open.fetch_update(SeqCst, SeqCst, room).ok()?;
         shared.metrics.sessions.inc();
         Some(Self(Arc::clone(shared)))
+    }
+}
+
+impl SessionSlot {
+    /// For a session that was open before the server restarted; the limit does not apply.
+    pub(super) fn take_back(shared: &Arc<Shared>) -> Self {
+        shared.sessions_open.fetch_add(1, SeqCst);
+        shared.metrics.sessions.inc();
+        Self(Arc::clone(shared))
     }
 }
 

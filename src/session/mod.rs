@@ -3,30 +3,35 @@
 //! It refuses to know nodes and jobs: what it cuts is submitted by the shell, and of a job it knows
 //! the id. `apply` takes one input, the time, and a list to put effects in; it never waits.
 
+mod answers;
+mod delivery;
 mod group;
 mod profile;
 mod segmenter;
 mod sequencer;
+mod speech;
+mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use crate::config;
-use crate::protocol::audio::{self, Format};
+use crate::protocol::audio::Format;
 use crate::protocol::job::{Audio, Cut, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::session::{
-    AudioChunk, Event, NetworkTimings, Request, TranslationResult, UiEvent, UiStatus, Utterance,
+    Event, NetworkTimings, Request, Resumable, ResumeAck, UiEvent, UiStatus, Unfinished,
 };
 use crate::protocol::{ErrorCode, JobId, SessionId, TurnId};
 use crate::telemetry::Now;
 
+use answers::{Pending, Told};
 use group::Groups;
-use profile::boxed;
-use segmenter::{Out, Piece, Segmenter};
+use segmenter::{Out, Segmenter};
 use sequencer::{Release, Sequencer};
+use stream::Stream;
 
 /// Largest utterance index a client may choose: beyond it JSON numbers lose their last digit.
 const INDEX_MAX: u64 = (1 << 53) - 1;
@@ -36,7 +41,9 @@ const HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Shortest time between two requests to pause, in microseconds: clients ignore the second.
 const PAUSE_APART_US: u64 = 500_000;
 
+pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
 pub use profile::Profile;
+pub use stream::ChunkMark;
 
 /// What reaches a session.
 #[derive(Debug)]
@@ -47,8 +54,21 @@ pub enum Input {
     News(News),
     /// Time has passed.
     Tick,
-    /// The connection is gone for good.
+    /// The socket took the last word on this job, and everything before it.
+    Flushed(JobId, Option<u64>),
+    /// The client's WebSocket stack has everything up to this number: it answered the barrier.
+    Ponged(u64),
+    /// What `Effect::Replay` asked for: number, job and frame, in order.
+    Replayed {
+        /// As it was asked for.
+        after: u64,
+        /// What is there.
+        frames: Vec<(u64, JobId, Bytes)>,
+    },
+    /// The connection is gone. A client that can come back is waited for.
     Lost,
+    /// Nobody will come back.
+    Over,
 }
 
 /// News of a job.
@@ -82,8 +102,15 @@ pub enum News {
         /// Where the time went.
         network: NetworkTimings,
     },
-    /// What was recorded about the utterance may now be told.
-    Durable(u64),
+    /// The utterance's job is on disk.
+    Kept(u64, JobId),
+    /// The last word on this job is on disk, under this number if it is owed at all.
+    Durable {
+        /// The job.
+        job: JobId,
+        /// Its place in what the client is owed.
+        seq: Option<u64>,
+    },
 }
 
 /// How a job ended, in the session's terms.
@@ -109,11 +136,33 @@ pub enum Answer {
 /// What the shell has to do.
 #[derive(Debug)]
 pub enum Effect {
-    /// Send the client this frame; with a job if it is the last word on it.
+    /// Send the client this frame; with a job if it is the last word on it. It may be lost with
+    /// the connection.
     Send(Bytes, Option<JobId>),
+    /// Send the client this frame if it keeps up; nothing depends on it.
+    Remark(Bytes),
+    /// Send the client how this job is coming along: of several only the newest matters.
+    Progress(JobId, Bytes),
+    /// Send the client the last word on this job, which stays on disk until it is acknowledged.
+    Deliver {
+        /// The frame.
+        frame: Bytes,
+        /// The job.
+        job: JobId,
+        /// Its place in what the client is owed.
+        seq: u64,
+    },
+    /// Read back what is owed behind this number and give it to `Input::Replayed`.
+    Replay(u64),
+    /// Ping the client with this number; its answer is `Input::Ponged`.
+    Barrier(u64),
+    /// The client has everything up to this number: it need not be kept.
+    Acknowledged(u64),
+    /// The client will not get what it is owed up to this number: it becomes a dead letter.
+    Forfeit(u64),
     /// Submit this utterance and tell the session what became of it (`submitted`, `refused`).
     Submit(Box<Cutting>),
-    /// Keep the last word on this job until it is delivered; `News::Durable` when that is done.
+    /// Keep the last word on this job until it is acknowledged; `News::Durable` when that is done.
     Record {
         /// Utterance.
         index: u64,
@@ -132,6 +181,11 @@ pub enum Effect {
     WasCut(Cut),
     /// The message named an id of someone else.
     Foreign,
+    /// The client is gone and may come back.
+    Detached,
+    /// Send the client this frame, the last one; what it was sent up to this number and did not
+    /// confirm can then still be confirmed by a pong.
+    Farewell(Bytes, Option<u64>),
     /// The session is over.
     Ended,
 }
@@ -148,6 +202,36 @@ pub struct Cutting {
     pub audio: Audio,
     /// When its first audio was read, monotonic microseconds.
     pub received_us: u64,
+    /// Which numbered chunks are in it and in those before it.
+    pub chunks: Option<ChunkMark>,
+    /// The client's own name for it.
+    pub key: Option<ClientKey>,
+}
+
+/// A client's own name for an utterance.
+#[derive(Debug)]
+pub struct ClientKey {
+    /// The name.
+    pub text: String,
+    /// What tells one utterance under this name from another.
+    pub digest: u32,
+}
+
+/// What is known of a session that an earlier life of the server had.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Unsettled jobs, by utterance.
+    pub open: BTreeMap<u64, JobId>,
+    /// Index behind the last utterance that became a job.
+    pub next_index: u64,
+    /// Which numbered chunks are in those jobs.
+    pub chunks: Option<ChunkMark>,
+    /// Number of the first frame that is owed, or will be.
+    pub first_seq: u64,
+    /// Lengths of the frames that are owed, in bytes.
+    pub owed: Vec<u32>,
+    /// A turn of which slices are unsettled and whose end was not cut.
+    pub turn: Option<TurnId>,
 }
 
 /// A whole recording that waits for the ones before it.
@@ -164,7 +248,11 @@ pub struct Session {
     pub id: SessionId,
     /// What the client said about itself.
     pub profile: Profile,
+    /// Incarnation of its numbering.
+    pub epoch: u32,
     config: config::Session,
+    /// Last words are sent before they are on disk.
+    tells_at_once: bool,
     padding_manual_ms: u32,
     padding_auto_ms: u32,
     segmenter: Segmenter,
@@ -185,23 +273,33 @@ pub struct Session {
     open: BTreeMap<u64, JobId>,
     /// Traces of recordings that brought their own.
     traces: BTreeMap<u64, String>,
-    /// Last words recorded and not yet durable.
-    recorded: BTreeMap<u64, (JobId, Bytes)>,
+    /// Last words on their way to the disk, in order.
+    pending: VecDeque<Pending>,
+    told: VecDeque<Told>,
+    delivery: Delivery,
+    stream: Stream,
+    /// The client is gone; until this moment it may come back, monotonic microseconds.
+    detached_until: Option<u64>,
     /// The client asked to end; what is open then is waited for until this moment.
     closing_until: Option<u64>,
     paused_us: u64,
 }
 
 impl Session {
-    /// A session that begins now.
+    /// A session that begins now. `tells_at_once`: results leave before they are on disk, if the
+    /// client cannot come back for them.
     pub fn new(
         id: SessionId,
         profile: Profile,
-        config: config::Session,
-        segmenter: config::Segmenter,
+        epoch: u32,
+        tells_at_once: bool,
+        (config, segmenter): (config::Session, config::Segmenter),
     ) -> Self {
+        let proof = if profile.resume { Proof::Ack } else { Proof::Pong };
         Self {
             id,
+            epoch,
+            tells_at_once: tells_at_once && !profile.resume,
             sequencer: Sequencer::new(config.result_gap_wait_ms),
             groups: Groups::new(id, config.group_window_ms),
             padding_manual_ms: segmenter.padding_manual_ms,
@@ -218,15 +316,42 @@ impl Session {
             held: BTreeMap::new(),
             open: BTreeMap::new(),
             traces: BTreeMap::new(),
-            recorded: BTreeMap::new(),
+            pending: VecDeque::new(),
+            told: VecDeque::new(),
+            delivery: Delivery::new(proof),
+            stream: Stream::default(),
+            detached_until: None,
             closing_until: None,
             paused_us: 0,
         }
     }
 
-    /// The answer to `session_init`.
-    pub fn ack(&self) -> Event {
+    /// Goes on with what an earlier life of the server knew of it, without a client for now.
+    pub fn restore(&mut self, past: Past, now: Now, effects: &mut Effects) {
+        for index in past.open.keys() {
+            self.sequencer.open(*index);
+        }
+        let proof = if self.profile.resume { Proof::Ack } else { Proof::Pong };
+        self.delivery = Delivery::restored(proof, past.first_seq.max(1), past.owed);
+        self.open = past.open;
+        self.next_index = past.next_index;
+        self.expected = past.next_index;
+        self.stream = Stream::restored(past.chunks);
+        self.turn = past.turn;
+        self.segmenter.restore(past.turn.is_some());
+        self.detach(now, effects);
+    }
+
+    /// The answer to `session_init`; with the secret by which a client that offered to can come
+    /// back.
+    pub fn ack(&self, secret: Option<String>) -> Event {
         let format = self.profile.audio_format.unwrap_or(Format::Opus).as_str();
+        let resumable = secret.map(|resume_secret| Resumable {
+            epoch: self.epoch,
+            resume_secret,
+            resume_window_ms: self.config.resume_window_ms,
+            extensions: self.profile.granted(),
+        });
         Event::SessionInitAck {
             session_id: self.id,
             assigned_node_id: None,
@@ -238,6 +363,7 @@ impl Session {
             negotiated_audio_format: format,
             negotiated_sample_rate: self.profile.sample_rate,
             negotiated_channel_count: 1,
+            resumable,
         }
     }
 
@@ -247,15 +373,73 @@ impl Session {
             Input::Request(request) => self.request(request, now, effects),
             Input::News(news) => self.news(news, now, effects),
             Input::Tick => self.tick(now, effects),
-            Input::Lost => self.lost(effects),
+            Input::Flushed(job, seq) => self.flushed(job, seq),
+            Input::Ponged(seq) => {
+                let acked = self.delivery.ponged(seq);
+                self.acknowledged(acked, effects);
+            }
+            Input::Replayed { after, frames } => self.replayed(after, frames, effects),
+            Input::Lost if self.profile.resume => self.detach(now, effects),
+            Input::Lost | Input::Over => self.over(effects),
         }
+        if let Some(after) = self.delivery.wants() {
+            effects.push(Effect::Replay(after));
+        }
+        if let Some(seq) = self.delivery.barrier(now) {
+            effects.push(Effect::Barrier(seq));
+        }
+    }
+
+    /// A client came back that has everything up to `last_seq`: it is told where it goes on. False
+    /// if it claims more than there is.
+    pub fn attach(&mut self, last_seq: u64, now: Now, effects: &mut Effects) -> bool {
+        let Some(resumed) = self.delivery.attach(last_seq) else { return false };
+        self.detached_until = None;
+        self.segmenter.resume(now);
+        let utterances = self.open.iter().map(|(index, job)| Unfinished {
+            utterance_index: *index,
+            job_id: *job,
+        });
+        let ack = ResumeAck {
+            session_id: self.id.to_string(),
+            recovered: resumed.recovered,
+            reason: (!resumed.recovered).then_some("gap"),
+            epoch: Some(self.epoch),
+            from_seq: Some(resumed.from),
+            chunks_through: self.profile.audio_ack.then(|| self.stream.last()),
+            utterances: utterances.collect(),
+            trace_id: Some(self.profile.trace_id.clone()),
+        };
+        self.send(&Event::SessionResumeAck(Box::new(ack)), effects);
+        if resumed.recovered && resumed.from > 1 {
+            effects.push(Effect::Acknowledged(resumed.from - 1));
+        }
+        if let Some(after) = self.delivery.wants() {
+            effects.push(Effect::Replay(after));
+        }
+        true
+    }
+
+    fn detach(&mut self, now: Now, effects: &mut Effects) {
+        self.delivery.detach();
+        self.segmenter.suspend();
+        let window_ms =
+            if self.profile.resume { self.config.resume_window_ms } else { u64::MAX / 1_000 };
+        self.detached_until = Some(now.after_ms(window_ms));
+        effects.push(Effect::Detached);
     }
 
     /// When `Input::Tick` is due, monotonic microseconds.
     pub fn next_tick(&self) -> Option<u64> {
         let held =
             self.held.values().map(|h| h.since_us + self.config.utterance_gap_wait_ms * 1_000);
-        let timers = [self.segmenter.next_tick(), self.sequencer.gap_over_at(), self.closing_until];
+        let timers = [
+            self.segmenter.next_tick(),
+            self.sequencer.gap_over_at(),
+            self.closing_until,
+            self.detached_until,
+            self.delivery.barrier_due(),
+        ];
         timers.into_iter().flatten().chain(held).min()
     }
 
@@ -264,9 +448,31 @@ impl Session {
         self.open.len()
     }
 
-    /// Utterances settled and waiting for the disk: while they are many, no more speech is read.
+    /// Utterances settled that wait for earlier ones or for the disk: while they are many, no more
+    /// speech is read.
     pub fn undurable(&self) -> usize {
-        self.recorded.len()
+        self.sequencer.ready() + self.pending.len()
+    }
+
+    /// Whether the client has to acknowledge results before it may say more.
+    pub fn owes_acks(&self) -> bool {
+        self.delivery.is_full(self.config.owed_frames_max, self.config.owed_bytes_max)
+    }
+
+    /// Whether a client is connected.
+    pub fn is_attached(&self) -> bool {
+        self.detached_until.is_none()
+    }
+
+    /// Whether nobody can come back to it, and nothing is left to be done.
+    pub fn is_idle_orphan(&self) -> bool {
+        let idle = self.open.is_empty() && self.undurable() == 0;
+        !self.profile.resume && !self.is_attached() && idle
+    }
+
+    /// Frames kept for the client, and their bytes.
+    pub fn owed(&self) -> (usize, usize) {
+        self.delivery.owed()
     }
 
     /// Utterances cut so far.
@@ -283,6 +489,9 @@ impl Session {
                 self.send(&event, effects);
             }
             Request::Close(of) if self.owns(&of.session_id, effects) => self.close(now, effects),
+            Request::Ack(ack) if self.owns(&ack.session_id, effects) => {
+                self.ack_through(ack.seq, effects);
+            }
             Request::TtsStarted(mark) if self.owns(&mark.session_id, effects) => {
                 self.segmenter.start_playing(now);
             }
@@ -306,394 +515,15 @@ impl Session {
         ours
     }
 
-    fn audio_chunk(&mut self, chunk: AudioChunk, now: Now, effects: &mut Effects) {
-        if !self.owns(&chunk.session_id, effects) || !self.takes_speech(effects) {
-            return;
-        }
-        let AudioChunk { audio, client_timestamp_ms, is_final, .. } = chunk;
-        let taken = self.segmenter.push(&audio, client_timestamp_ms, now, &mut self.cuts);
-        if is_final {
-            self.segmenter.end(now, &mut self.cuts);
-        }
-        self.cut(now, effects);
-        if let Err(fault) = taken {
-            effects.push(Effect::Dropped("invalid", audio.len()));
-            self.error(ErrorCode::InvalidMessage, &fault.to_string(), effects);
-        }
-    }
-
-    fn takes_speech(&self, effects: &mut Effects) -> bool {
-        if self.closing_until.is_some() {
-            self.error(ErrorCode::SessionClosed, "The session is closing", effects);
-        }
-        self.closing_until.is_none()
-    }
-
-    /// Turns what the segmenter gave out into submissions.
-    fn cut(&mut self, now: Now, effects: &mut Effects) {
-        for out in std::mem::take(&mut self.cuts) {
-            match out {
-                Out::Silence { cut, bytes } => effects.push(Effect::Silence(cut, bytes)),
-                Out::Trimmed(bytes) => effects.push(Effect::Dropped("leading_silence", bytes)),
-                Out::Piece(piece) => {
-                    effects.push(Effect::WasCut(piece.cut));
-                    let cutting = self.cutting_of(piece);
-                    effects.push(Effect::Submit(Box::new(cutting)));
-                }
-            }
-        }
-        self.submit_held(effects);
-        self.release(now, effects);
-    }
-
-    fn cutting_of(&mut self, piece: Piece) -> Cutting {
-        // A recording that waits for its turn has its place already.
-        while self.held.contains_key(&self.next_index) {
-            self.next_index += 1;
-        }
-        let index = self.next_index;
-        self.next_index += 1;
-        match self.stream_indices.last_mut() {
-            Some(range) if range.end == index => range.end += 1,
-            _ => self.stream_indices.push(index..index + 1),
-        }
-        let turn = self.turn.take().unwrap_or_else(fresh_turn);
-        if !piece.cut.closes_turn() {
-            self.turn = Some(turn);
-        }
-        let padding_ms = match piece.cut {
-            Cut::Manual => self.padding_manual_ms,
-            Cut::MaxBytes => 0,
-            _ => self.padding_auto_ms,
-        };
-        let spec = JobSpec {
-            audio_format: piece.format.as_str().into(),
-            sample_rate: self.profile.sample_rate,
-            audio_ms: piece.audio_ms,
-            padding_ms: Some(padding_ms),
-            cut: piece.cut,
-            client_sent_ms: piece.client_sent_ms,
-            ..self.spec(index, turn)
-        };
-        Cutting { spec, audio: Audio::Raw(piece.audio), received_us: piece.received_us }
-    }
-
-    /// A job description with the session's own values.
-    fn spec(&self, utterance_index: u64, turn: TurnId) -> JobSpec {
-        let p = &self.profile;
-        JobSpec {
-            session: self.id,
-            utterance_index,
-            turn,
-            tenant: boxed(p.tenant.as_ref()),
-            src: p.src,
-            tgt: p.tgt,
-            dialect: boxed(p.dialect.as_ref()),
-            mode: boxed(p.mode.as_ref()),
-            lang_a: p.lang_a,
-            lang_b: p.lang_b,
-            auto_langs: p.auto_langs.clone(),
-            features: p.features,
-            pipeline: p.pipeline,
-            audio_format: "".into(),
-            sample_rate: p.sample_rate,
-            audio_ms: 0,
-            trace_id: p.trace_id.as_str().into(),
-            padding_ms: None,
-            cut: Cut::Whole,
-            streaming_asr: p.streaming_asr,
-            partial_interval_ms: p.partial_interval_ms,
-            client_sent_ms: None,
-        }
-    }
-
-    fn utterance(&mut self, utterance: Utterance, now: Now, effects: &mut Effects) {
-        let index = utterance.head.utterance_index;
-        if !self.owns(&utterance.head.session_id, effects) || !self.takes_speech(effects) {
-            return;
-        }
-        if index > INDEX_MAX || self.stream_indices.iter().any(|r| r.contains(&index)) {
-            let text = format!("utterance_index {index} cannot be used");
-            return self.error(ErrorCode::InvalidMessage, &text, effects);
-        }
-        let held_bytes: usize = self.held.values().map(|h| h.cutting.audio.held_len()).sum();
-        let full = self.held.len() >= self.config.jobs_max || held_bytes > HELD_BYTES_MAX;
-        if full && index > self.expected && !self.held.contains_key(&index) {
-            let text = "Too many utterances wait for the ones before them";
-            return self.error(ErrorCode::Overloaded, text, effects);
-        }
-        let cutting = Box::new(self.cutting_of_whole(utterance, now));
-        if index > self.expected {
-            self.held.entry(index).or_insert(Held { cutting, since_us: now.us });
-            return;
-        }
-        effects.push(Effect::WasCut(cutting.spec.cut));
-        effects.push(Effect::Submit(cutting));
-        self.advance(index, effects);
-    }
-
-    fn cutting_of_whole(&mut self, utterance: Utterance, now: Now) -> Cutting {
-        let Utterance { head, audio } = utterance;
-        if let Some(trace) = head.trace_id.clone() {
-            self.traces.entry(head.utterance_index).or_insert(trace);
-        }
-        let own = self.spec(head.utterance_index, fresh_turn());
-        let audio_ms = audio::estimate_ms(&head.audio_format, head.sample_rate, audio.len());
-        let spec = JobSpec {
-            src: head.src_lang,
-            tgt: head.tgt_lang,
-            dialect: boxed(head.dialect.as_ref()).or(own.dialect),
-            mode: boxed(head.mode.as_ref()).or(own.mode),
-            lang_a: head.lang_a.or(own.lang_a),
-            lang_b: head.lang_b.or(own.lang_b),
-            auto_langs: head.auto_langs.or(own.auto_langs),
-            features: head.features.or(own.features),
-            pipeline: head.pipeline.unwrap_or(own.pipeline),
-            audio_format: head.audio_format.as_str().into(),
-            sample_rate: head.sample_rate,
-            audio_ms,
-            trace_id: head.trace_id.map_or(own.trace_id, |t| t.as_str().into()),
-            cut: if head.manual_cut { Cut::Manual } else { Cut::Whole },
-            ..own
-        };
-        Cutting { spec, audio: Audio::Base64(audio), received_us: now.us }
-    }
-
-    /// The recording `index` went out: what waited for it follows.
-    fn advance(&mut self, index: u64, effects: &mut Effects) {
-        self.expected = self.expected.max(index + 1);
-        self.submit_held(effects);
-    }
-
-    /// Submits the recordings whose turn it is; places that streamed speech took are passed over.
-    fn submit_held(&mut self, effects: &mut Effects) {
-        loop {
-            let streamed = self.stream_indices.iter().find(|r| r.contains(&self.expected));
-            if let Some(range) = streamed {
-                self.expected = range.end;
-            } else if let Some(held) = self.held.remove(&self.expected) {
-                effects.push(Effect::WasCut(held.cutting.spec.cut));
-                effects.push(Effect::Submit(held.cutting));
-                self.expected += 1;
-            } else {
-                break;
-            }
-        }
-        self.next_index = self.next_index.max(self.expected);
-    }
-
-    /// What is still missing before the oldest held recording will not be waited for any longer.
-    fn skip_to_held(&mut self, effects: &mut Effects) {
-        if let Some(index) = self.held.keys().next().copied() {
-            self.expected = index;
-            if let Some(held) = self.held.remove(&index) {
-                effects.push(Effect::WasCut(held.cutting.spec.cut));
-                effects.push(Effect::Submit(held.cutting));
-                self.advance(index, effects);
-            }
-        }
-    }
-
-    /// The submission of `index` made a job.
-    pub fn submitted(&mut self, index: u64, job: JobId) {
-        self.sequencer.open(index);
-        self.open.insert(index, job);
-    }
-
-    /// The submission of `index` found the job that exists: nothing new is owed.
-    pub fn repeated(&mut self, index: u64) {
-        if !self.open.contains_key(&index) && !self.recorded.contains_key(&index) {
-            self.traces.remove(&index);
-        }
-    }
-
-    /// The submission of `index` was refused: the client is told, in order, and asked to pause if
-    /// it is speaking. Nothing was kept.
-    pub fn refused(
-        &mut self,
-        index: u64,
-        why: &str,
-        retry_after_ms: u64,
-        now: Now,
-        effects: &mut Effects,
-    ) {
-        self.sequencer.open(index);
-        self.ui(UiEvent::Error, index, None, Some(ErrorCode::Overloaded.as_str()), None, effects);
-        if self.profile.typed_errors {
-            let event = Event::Error {
-                code: ErrorCode::Overloaded.as_str().to_owned(),
-                message: why.to_owned(),
-                retryable: Some(true),
-                retry_after_ms: Some(retry_after_ms),
-                phase: Some("submit"),
-                trace_id: Some(self.profile.trace_id.clone()),
-                job_id: None,
-            };
-            self.send(&event, effects);
-        }
-        let frame = self.missing(index, "overloaded", now);
-        self.traces.remove(&index);
-        self.sequencer.settle(index, (JobId(0), frame), now.us, &mut self.releases);
-        let speaking = self.segmenter.next_tick().is_some();
-        if speaking && now.us.saturating_sub(self.paused_us) > PAUSE_APART_US {
-            self.paused_us = now.us;
-            let event = Event::Backpressure { action: "PAUSE", resume_after_ms: retry_after_ms };
-            self.send(&event, effects);
-        }
-        self.release(now, effects);
-    }
-
-    fn news(&mut self, news: News, now: Now, effects: &mut Effects) {
-        match news {
-            News::Dispatched(index, job) => {
-                self.ui(UiEvent::Dispatched, index, Some(job), None, None, effects);
-            }
-            News::Accepted(index, job) => {
-                self.ui(UiEvent::NodeAccepted, index, Some(job), None, None, effects);
-            }
-            News::Partial { index, job, text, is_final } => {
-                let event = Event::AsrPartial {
-                    session_id: self.id,
-                    utterance_index: index,
-                    job_id: job,
-                    text,
-                    is_final,
-                    trace_id: self.trace(index).to_owned(),
-                };
-                self.send(&event, effects);
-                self.ui(UiEvent::AsrPartial, index, Some(job), None, None, effects);
-            }
-            News::Settled { index, job, answer, elapsed_ms, network } => {
-                if self.open.get(&index) == Some(&job) {
-                    self.open.remove(&index);
-                    let timing = (elapsed_ms, network);
-                    let frame = self.last_word(index, job, answer, timing, now, effects);
-                    self.recorded.insert(index, (job, frame.clone()));
-                    effects.push(Effect::Record { index, job, frame });
-                }
-            }
-            News::Durable(index) => {
-                if let Some(item) = self.recorded.remove(&index) {
-                    self.traces.remove(&index);
-                    self.sequencer.settle(index, item, now.us, &mut self.releases);
-                    self.release(now, effects);
-                }
-            }
-        }
-    }
-
-    /// The frame that ends an utterance, after the events that announce it.
-    fn last_word(
-        &mut self,
-        index: u64,
-        job: JobId,
-        answer: Answer,
-        (elapsed_ms, network): (u64, NetworkTimings),
-        now: Now,
-        effects: &mut Effects,
-    ) -> Bytes {
-        let elapsed = Some(elapsed_ms);
-        match answer {
-            Answer::Result(result) => {
-                if !result.text_asr.trim().is_empty() {
-                    self.ui(UiEvent::AsrFinal, index, Some(job), None, elapsed, effects);
-                }
-                if !result.text_translated.trim().is_empty() {
-                    self.ui(UiEvent::NmtDone, index, Some(job), None, elapsed, effects);
-                }
-                self.translation(index, job, &result, network, now)
-            }
-            Answer::Nothing(reason) => self.missing(index, reason, now),
-            Answer::Failed { code, known, message, reason } => {
-                self.ui(UiEvent::Error, index, Some(job), Some(&code), elapsed, effects);
-                if self.profile.typed_errors {
-                    let event = Event::Error {
-                        retryable: Some(known.is_none_or(ErrorCode::retryable)),
-                        code,
-                        message,
-                        retry_after_ms: None,
-                        phase: Some("job"),
-                        trace_id: Some(self.profile.trace_id.clone()),
-                        job_id: Some(job),
-                    };
-                    self.send(&event, effects);
-                }
-                self.missing(index, reason, now)
-            }
-        }
-    }
-
-    fn translation(
-        &mut self,
-        index: u64,
-        job: JobId,
-        result: &JobResult,
-        network: NetworkTimings,
-        now: Now,
-    ) -> Bytes {
-        let has_text = !result.text_asr.trim().is_empty();
-        let (group_id, part_index) = has_text.then(|| self.groups.place(now)).unzip();
-        let told = result.extra.as_ref().and_then(|e| e.get("service_timings").cloned());
-        let total = || result.processing_time_ms.map(|ms| serde_json::json!({"total_ms": ms}));
-        let frame = TranslationResult {
-            session_id: self.id,
-            utterance_index: index,
-            job_id: job,
-            text_asr: &result.text_asr,
-            text_translated: &result.text_translated,
-            tts_format: &result.tts_format,
-            extra: result.extra.as_ref(),
-            trace_id: self.traces.get(&index).unwrap_or(&self.profile.trace_id),
-            group_id,
-            part_index,
-            service_timings: told.or_else(total),
-            network_timings: (network != NetworkTimings::default()).then_some(network),
-            scheduler_sent_at_ms: now.unix_ms,
-            asr_quality_level: result.asr_quality_level.as_deref(),
-            reason_codes: result.reason_codes.as_deref(),
-            quality_score: result.quality_score,
-            rerun_count: result.rerun_count,
-            segments_meta: result.segments_meta.as_ref(),
-            late: false,
-        };
-        frame.encode(&result.tts_audio)
-    }
-
-    fn missing(&self, index: u64, reason: &'static str, now: Now) -> Bytes {
-        let event = Event::MissingResult {
-            session_id: self.id,
-            utterance_index: index,
-            reason,
-            created_at_ms: now.unix_ms,
-            trace_id: self.trace(index).to_owned(),
-        };
-        event.encode()
-    }
-
-    /// Sends what the sequencer lets go.
-    fn release(&mut self, now: Now, effects: &mut Effects) {
-        self.sequencer.release(now.us, &mut self.releases);
-        for release in std::mem::take(&mut self.releases) {
-            let of = |job: JobId| (job != JobId(0)).then_some(job);
-            match release {
-                Release::InOrder(_, (job, frame)) => effects.push(Effect::Send(frame, of(job))),
-                Release::Late(_, (job, frame)) => {
-                    effects.push(Effect::Send(marked_late(&frame), of(job)));
-                }
-                Release::Gap(index) => {
-                    let frame = self.missing(index, "gap_timeout", now);
-                    effects.push(Effect::Send(frame, None));
-                }
-            }
-        }
-    }
-
     fn tick(&mut self, now: Now, effects: &mut Effects) {
         self.segmenter.tick(now, &mut self.cuts);
         self.cut(now, effects);
         let wait = self.config.utterance_gap_wait_ms * 1_000;
         while self.held.values().next().is_some_and(|h| h.since_us + wait <= now.us) {
             self.skip_to_held(effects);
+        }
+        if self.detached_until.is_some_and(|until| until <= now.us) {
+            return self.over(effects);
         }
         if self.closing_until.is_some_and(|until| until <= now.us) {
             // Settled jobs come back as news; the session ends when the last one has.
@@ -718,20 +548,30 @@ impl Session {
     /// Ends a closing session once everything has been told. To be called when all effects of an
     /// input were performed: a submission among them keeps the session open.
     pub fn end_if_done(&mut self, effects: &mut Effects) {
-        let done = self.open.is_empty() && self.recorded.is_empty() && self.sequencer.is_empty();
-        if self.closing_until.is_some() && done {
+        let settled = self.open.is_empty() && self.sequencer.is_empty();
+        let done = settled && self.pending.is_empty() && !self.delivery.is_behind();
+        if self.is_idle_orphan() {
+            effects.push(Effect::Ended);
+        } else if self.closing_until.is_some() && self.is_attached() && done {
             self.closing_until = None;
-            self.send(&Event::SessionCloseAck { session_id: self.id }, effects);
+            let frame = Event::SessionCloseAck { session_id: self.id }.encode();
+            effects.push(Effect::Farewell(frame, self.delivery.unproven()));
             effects.push(Effect::Ended);
         }
     }
 
-    fn lost(&mut self, effects: &mut Effects) {
+    /// The session ends without its client: what is settled is kept, the rest is cancelled.
+    fn over(&mut self, effects: &mut Effects) {
         if self.segmenter.held() > 0 {
             effects.push(Effect::Dropped("session_lost", self.segmenter.held()));
         }
         for held in self.held.values() {
             effects.push(Effect::Dropped("session_lost", held.cutting.audio.held_len()));
+        }
+        for (index, (job, frame)) in self.sequencer.drain() {
+            if job != JobId(0) {
+                effects.push(Effect::Record { index, job, frame });
+            }
         }
         // Ended first: what becomes of the jobs is then nobody's news any more.
         effects.push(Effect::Ended);
@@ -772,16 +612,6 @@ impl Session {
             error_code: code.map(str::to_owned),
             hint: hint.map(str::to_owned),
         };
-        self.send(&event, effects);
+        effects.push(Effect::Remark(event.encode()));
     }
-}
-
-fn fresh_turn() -> TurnId {
-    TurnId(uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128())
-}
-
-/// The frame with `"late":true` as its last field.
-fn marked_late(frame: &Bytes) -> Bytes {
-    let Some(object) = frame.strip_suffix(b"}") else { return frame.clone() };
-    Bytes::from([object, b",\"late\":true}"].concat())
 }

@@ -32,6 +32,12 @@ pub struct Profile {
     pub(super) audio_format: Option<Format>,
     pub(super) sample_rate: u32,
     pub(super) typed_errors: bool,
+    /// It can come back to its session, and acknowledges results.
+    pub resume: bool,
+    /// It wants to hear when an utterance is on disk.
+    pub accepted: bool,
+    /// It numbers its chunks and wants to hear which are on disk.
+    pub audio_ack: bool,
 }
 
 impl Profile {
@@ -49,6 +55,7 @@ impl Profile {
             return Err(DecodeError::Malformed(fault));
         }
         let extensions = init.extensions.unwrap_or_default();
+        let offers = |word: &str| extensions.iter().any(|e| e == word);
         Ok(Self {
             client_version: init.client_version,
             platform: init.platform,
@@ -67,8 +74,27 @@ impl Profile {
             partial_interval_ms: init.partial_update_interval_ms.unwrap_or(1_000),
             audio_format,
             sample_rate,
-            typed_errors: extensions.iter().any(|e| e == "typed_errors"),
+            typed_errors: offers("typed_errors"),
+            resume: offers("resume"),
+            accepted: offers("accepted"),
+            audio_ack: offers("audio_ack"),
         })
+    }
+
+    /// Takes back what only a store can promise.
+    pub fn without_store(self) -> Self {
+        Self { resume: false, accepted: false, audio_ack: false, ..self }
+    }
+
+    /// The words of `session_init.extensions` that are granted.
+    pub(super) fn granted(&self) -> Vec<&'static str> {
+        let words = [
+            ("typed_errors", self.typed_errors),
+            ("resume", self.resume),
+            ("accepted", self.accepted),
+            ("audio_ack", self.audio_ack),
+        ];
+        words.into_iter().filter_map(|(word, granted)| granted.then_some(word)).collect()
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Segmenter {
     turn_open: bool,
     /// While translated speech plays, silence is no pause; until this moment at most.
     playing_until: Option<u64>,
+    /// The speaker is not connected: silence is no pause.
+    suspended: bool,
 }
 
 impl Segmenter {
@@ -95,7 +97,24 @@ impl Segmenter {
             closing_at: None,
             turn_open: false,
             playing_until: None,
+            suspended: false,
         }
+    }
+
+    /// Goes on after a restart; `turn_open` if slices of a turn wait at a node for its end.
+    pub fn restore(&mut self, turn_open: bool) {
+        self.turn_open = turn_open;
+    }
+
+    /// The speaker is gone and may come back in the middle of a word.
+    pub fn suspend(&mut self) {
+        self.suspended = true;
+    }
+
+    /// The speaker is back: a pause is counted from here.
+    pub fn resume(&mut self, now: Now) {
+        self.suspended = false;
+        self.last_audio_us = self.last_audio_us.map(|last| last.max(now.us));
     }
 
     /// Takes in a chunk. On an error nothing of it was kept.
@@ -162,8 +181,10 @@ impl Segmenter {
 
     /// When the pause that ends the utterance is over: later than `pause_ms` after the last audio.
     fn pause_at(&self) -> Option<u64> {
-        let off =
-            self.config.pause_ms == 0 || self.buffer.is_empty() || self.playing_until.is_some();
+        let off = self.config.pause_ms == 0
+            || self.buffer.is_empty()
+            || self.playing_until.is_some()
+            || self.suspended;
         let last = self.last_audio_us?;
         (!off).then(|| last + self.config.pause_ms * 1_000 + 1)
     }

@@ -86,6 +86,21 @@ impl<T> Sequencer<T> {
         ready.min().map(|since| since + self.gap_wait_us)
     }
 
+    /// Settled utterances that wait for earlier ones.
+    pub fn ready(&self) -> usize {
+        self.entries.values().filter(|entry| matches!(entry, Entry::Ready(..))).count()
+    }
+
+    /// Gives up the order: everything settled, in the order of the utterances.
+    pub fn drain(&mut self) -> Vec<(u64, T)> {
+        let entries = std::mem::take(&mut self.entries);
+        let ready = entries.into_iter().filter_map(|(index, entry)| match entry {
+            Entry::Ready(item, _) => Some((index, item)),
+            Entry::Open => None,
+        });
+        ready.collect()
+    }
+
     /// Whether everything has been told.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.late.is_empty()

@@ -77,6 +77,10 @@ metrics! {
         "Sessions open now.";
     counter sessions_opened = "utterd_sessions_opened_total"
         "Sessions opened.";
+    counters resumes = "utterd_session_resumes_total" ["event"]
+        "Clients lost that may come back, and what became of those that did.";
+    counter replays = "utterd_outbox_replays_total"
+        "Times that results were read back from disk for a client.";
     counter audio_bytes = "utterd_audio_received_bytes_total"
         "Bytes of speech received, decoded.";
     counters audio_dropped = "utterd_audio_dropped_bytes_total" ["why"]

@@ -19,6 +19,12 @@ pub enum Denied {
     /// The store cannot take more for the moment.
     #[error("the store is behind")]
     StoreFull,
+    /// The session has more results than it may that it did not acknowledge.
+    #[error("too many results wait to be acknowledged")]
+    Unacknowledged,
+    /// The idempotency key was used for another utterance.
+    #[error("the idempotency key was used for another utterance")]
+    Conflict,
 }
 
 impl Denied {
@@ -29,6 +35,8 @@ impl Denied {
             Denied::QueueFull => "queue_full",
             Denied::SessionFull => "session_full",
             Denied::StoreFull => "store_full",
+            Denied::Unacknowledged => "unacknowledged",
+            Denied::Conflict => "conflict",
         }
     }
 

@@ -1,0 +1,308 @@
+//! What comes back: news of jobs, last words in order, and their way to the client.
+
+use bytes::Bytes;
+
+use crate::protocol::node::JobResult;
+use crate::protocol::session::{
+    Event, NetworkTimings, TranslationResult, UiEvent, with_fields,
+};
+use crate::protocol::{ErrorCode, JobId};
+use crate::telemetry::Now;
+
+use super::delivery::Acked;
+use super::sequencer::Release;
+use super::{Answer, Effect, Effects, News, Session};
+
+/// A last word on its way to the disk, or something said in between, which keeps its place.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// None of what is not kept.
+    job: Option<JobId>,
+    frame: Bytes,
+    /// It was sent before it was on disk.
+    told: bool,
+}
+
+/// A last word that was sent before it was on disk: its number and its flush come in either order.
+#[derive(Debug)]
+pub(super) struct Told {
+    job: JobId,
+    seq: Option<u64>,
+    flushed: bool,
+}
+
+impl Session {
+    pub(super) fn news(&mut self, news: News, now: Now, effects: &mut Effects) {
+        match news {
+            News::Dispatched(index, job) => {
+                self.ui(UiEvent::Dispatched, index, Some(job), None, None, effects);
+            }
+            News::Accepted(index, job) => {
+                self.ui(UiEvent::NodeAccepted, index, Some(job), None, None, effects);
+            }
+            News::Partial { index, job, text, is_final } => {
+                let event = Event::AsrPartial {
+                    session_id: self.id,
+                    utterance_index: index,
+                    job_id: job,
+                    text,
+                    is_final,
+                    trace_id: self.trace(index).to_owned(),
+                };
+                effects.push(Effect::Progress(job, event.encode()));
+                self.ui(UiEvent::AsrPartial, index, Some(job), None, None, effects);
+            }
+            News::Settled { index, job, answer, elapsed_ms, network } => {
+                if self.open.get(&index) == Some(&job) {
+                    self.open.remove(&index);
+                    let timing = (elapsed_ms, network);
+                    let frame = self.last_word(index, job, answer, timing, now, effects);
+                    self.traces.remove(&index);
+                    self.sequencer.settle(index, (job, frame), now.us, &mut self.releases);
+                    self.release(now, effects);
+                }
+            }
+            News::Kept(index, job) => {
+                self.stream.kept(index);
+                self.tell_chunks(effects);
+                if self.profile.accepted && self.open.get(&index) == Some(&job) {
+                    let session_id = self.id;
+                    let event =
+                        Event::UtteranceAccepted { session_id, utterance_index: index, job_id: job };
+                    self.send(&event, effects);
+                }
+            }
+            News::Durable { job, seq } => self.durable(job, seq, effects),
+        }
+    }
+
+    /// The last word on the job is on disk, under this number if it is owed at all.
+    fn durable(&mut self, job: JobId, seq: Option<u64>, effects: &mut Effects) {
+        let Some(at) = self.pending.iter().position(|p| p.job == Some(job)) else { return };
+        let Some(Pending { frame, told, .. }) = self.pending.remove(at) else { return };
+        match seq {
+            Some(seq) => {
+                if self.delivery.recorded(seq, frame.len(), told) {
+                    effects.push(Effect::Deliver { frame: self.numbered(&frame, seq), job, seq });
+                }
+                if let Some(mark) = self.told.iter_mut().find(|t| t.job == job) {
+                    mark.seq = Some(seq);
+                }
+                self.settle_told();
+                let (frames, bytes) = (self.config.owed_frames_max, self.config.owed_bytes_max);
+                if let Some(through) = self.delivery.overflow(frames, bytes) {
+                    effects.push(Effect::Forfeit(through));
+                }
+            }
+            None if !told => effects.push(Effect::Send(frame, Some(job))),
+            None => self.told.retain(|t| t.job != job),
+        }
+        self.say_pending(effects);
+    }
+
+    /// The frame as the client is to get it: numbered, if it counts.
+    fn numbered(&self, frame: &Bytes, seq: u64) -> Bytes {
+        match self.profile.resume {
+            true => with_fields(frame, &format!("\"epoch\":{},\"seq\":{seq}", self.epoch)),
+            false => frame.clone(),
+        }
+    }
+
+    /// Says what waited for last words before it.
+    fn say_pending(&mut self, effects: &mut Effects) {
+        while self.pending.front().is_some_and(|p| p.job.is_none()) {
+            if let Some(said) = self.pending.pop_front() {
+                effects.push(Effect::Send(said.frame, None));
+            }
+        }
+    }
+
+    /// The socket took the last word on a job, and everything before it.
+    pub fn flushed(&mut self, job: JobId, seq: Option<u64>) {
+        match seq {
+            Some(seq) => self.delivery.flushed(seq),
+            None => {
+                if let Some(mark) = self.told.iter_mut().find(|t| t.job == job) {
+                    mark.flushed = true;
+                }
+                self.settle_told();
+            }
+        }
+    }
+
+    fn settle_told(&mut self) {
+        while let Some(Told { seq: Some(seq), flushed: true, .. }) = self.told.front() {
+            self.delivery.flushed(*seq);
+            self.told.pop_front();
+        }
+    }
+
+    /// Frames that were read back, by number and job; `after` as it was asked for.
+    pub(super) fn replayed(
+        &mut self,
+        after: u64,
+        frames: Vec<(u64, JobId, Bytes)>,
+        effects: &mut Effects,
+    ) {
+        let seqs: Vec<u64> = frames.iter().map(|(seq, ..)| *seq).collect();
+        let replay = self.delivery.replay(after, &seqs);
+        for seq in &replay.lost {
+            let text = format!("result {seq} was damaged on disk");
+            self.error(ErrorCode::StorageCorrupt, &text, effects);
+        }
+        for (seq, job, frame) in frames {
+            if replay.send.contains(&seq) {
+                effects.push(Effect::Deliver { frame: self.numbered(&frame, seq), job, seq });
+            }
+        }
+    }
+
+    /// The client says what it has processed.
+    pub(super) fn ack_through(&mut self, seq: u64, effects: &mut Effects) {
+        let acked = self.delivery.acked(seq);
+        if acked == Acked::Impossible {
+            let text = format!("ack of result {seq}, which was never sent");
+            self.error(ErrorCode::InvalidMessage, &text, effects);
+        }
+        self.acknowledged(acked, effects);
+    }
+
+    pub(super) fn acknowledged(&mut self, acked: Acked, effects: &mut Effects) {
+        if let Acked::Through(through) = acked {
+            effects.push(Effect::Acknowledged(through));
+        }
+    }
+
+    /// Tells a client that numbers its chunks which it need not keep any longer.
+    pub(super) fn tell_chunks(&mut self, effects: &mut Effects) {
+        if let Some(through) = self.stream.told() {
+            self.send(&Event::AudioAck { session_id: self.id, through }, effects);
+        }
+    }
+
+    /// The frame that ends an utterance, after the events that announce it.
+    fn last_word(
+        &mut self,
+        index: u64,
+        job: JobId,
+        answer: Answer,
+        (elapsed_ms, network): (u64, NetworkTimings),
+        now: Now,
+        effects: &mut Effects,
+    ) -> Bytes {
+        let elapsed = Some(elapsed_ms);
+        match answer {
+            Answer::Result(result) => {
+                if !result.text_asr.trim().is_empty() {
+                    self.ui(UiEvent::AsrFinal, index, Some(job), None, elapsed, effects);
+                }
+                if !result.text_translated.trim().is_empty() {
+                    self.ui(UiEvent::NmtDone, index, Some(job), None, elapsed, effects);
+                }
+                self.translation(index, job, &result, network, now)
+            }
+            Answer::Nothing(reason) => self.missing(index, reason, now),
+            Answer::Failed { code, known, message, reason } => {
+                self.ui(UiEvent::Error, index, Some(job), Some(&code), elapsed, effects);
+                if self.profile.typed_errors {
+                    let event = Event::Error {
+                        retryable: Some(known.is_none_or(ErrorCode::retryable)),
+                        code,
+                        message,
+                        retry_after_ms: None,
+                        phase: Some("job"),
+                        trace_id: Some(self.profile.trace_id.clone()),
+                        job_id: Some(job),
+                    };
+                    self.send(&event, effects);
+                }
+                self.missing(index, reason, now)
+            }
+        }
+    }
+
+    fn translation(
+        &mut self,
+        index: u64,
+        job: JobId,
+        result: &JobResult,
+        network: NetworkTimings,
+        now: Now,
+    ) -> Bytes {
+        let has_text = !result.text_asr.trim().is_empty();
+        let (group_id, part_index) = has_text.then(|| self.groups.place(now)).unzip();
+        let told = result.extra.as_ref().and_then(|e| e.get("service_timings").cloned());
+        let total = || result.processing_time_ms.map(|ms| serde_json::json!({"total_ms": ms}));
+        let frame = TranslationResult {
+            session_id: self.id,
+            utterance_index: index,
+            job_id: job,
+            text_asr: &result.text_asr,
+            text_translated: &result.text_translated,
+            tts_format: &result.tts_format,
+            extra: result.extra.as_ref(),
+            trace_id: self.traces.get(&index).unwrap_or(&self.profile.trace_id),
+            group_id,
+            part_index,
+            service_timings: told.or_else(total),
+            network_timings: (network != NetworkTimings::default()).then_some(network),
+            scheduler_sent_at_ms: now.unix_ms,
+            asr_quality_level: result.asr_quality_level.as_deref(),
+            reason_codes: result.reason_codes.as_deref(),
+            quality_score: result.quality_score,
+            rerun_count: result.rerun_count,
+            segments_meta: result.segments_meta.as_ref(),
+            late: false,
+        };
+        frame.encode(&result.tts_audio)
+    }
+
+    pub(super) fn missing(&self, index: u64, reason: &'static str, now: Now) -> Bytes {
+        let event = Event::MissingResult {
+            session_id: self.id,
+            utterance_index: index,
+            reason,
+            created_at_ms: now.unix_ms,
+            trace_id: self.trace(index).to_owned(),
+        };
+        event.encode()
+    }
+
+    /// Has what the sequencer lets go kept, and told when that is done; or told at once.
+    pub(super) fn release(&mut self, now: Now, effects: &mut Effects) {
+        self.sequencer.release(now.us, &mut self.releases);
+        for release in std::mem::take(&mut self.releases) {
+            match release {
+                Release::InOrder(index, (job, frame)) => self.keep(index, job, frame, effects),
+                Release::Late(index, (job, frame)) => {
+                    self.keep(index, job, with_fields(&frame, "\"late\":true"), effects);
+                }
+                Release::Gap(index) => {
+                    let frame = self.missing(index, "gap_timeout", now);
+                    self.say(frame, effects);
+                }
+            }
+        }
+    }
+
+    /// What ends an utterance goes to the disk first, and then to the client.
+    fn keep(&mut self, index: u64, job: JobId, frame: Bytes, effects: &mut Effects) {
+        if job == JobId(0) {
+            // Refused: nothing was kept, so there is nothing to hold on to.
+            return self.say(frame, effects);
+        }
+        let told = self.tells_at_once;
+        if told {
+            effects.push(Effect::Send(frame.clone(), Some(job)));
+            self.told.push_back(Told { job, seq: None, flushed: false });
+        }
+        self.pending.push_back(Pending { job: Some(job), frame: frame.clone(), told });
+        effects.push(Effect::Record { index, job, frame });
+    }
+
+    /// Says something that is not kept, behind the last words before it.
+    fn say(&mut self, frame: Bytes, effects: &mut Effects) {
+        self.pending.push_back(Pending { job: None, frame, told: false });
+        self.say_pending(effects);
+    }
+}
