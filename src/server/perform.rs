@@ -57,11 +57,12 @@ fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
         spec: job.spec.clone(),
         accepted_unix_ms: now.unix_ms,
         attempts: 0,
+        chunks: None,
         audio_crc: 0,
         audio_bytes: 0,
     };
     let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
-    let idempotency = Some(IdemRow { key: job.key(), job: job.id, expires_unix_ms });
+    let idempotency = Some(IdemRow { key: job.key(), job: job.id, digest: 0, expires_unix_ms });
     let write = Write::AcceptJob { row: Box::new(row), audio: (*audio).clone(), idempotency };
     if store.submit(write, None).is_err() {
         // Admission looked before; a race of many submissions can still find the lane full.
@@ -222,7 +223,7 @@ pub(super) fn record(
         settled_unix_ms: ended.unix_ms,
         explanation: serde_json::to_vec(&job.explain()).unwrap_or_default(),
     };
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox };
+    let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead: false };
     match store.submit(write, done) {
         Ok(()) => Ok(()),
         Err(Refused { done, why: Why::Full, .. }) => Err(done),

@@ -232,7 +232,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
             tgt: profile.tgt,
             opened_unix_ms: now.unix_ms,
             epoch: self.shared.boot_epoch,
-            next_seq: 1,
+            resume_hash: None,
+            init: Vec::new(),
         };
         if store.submit(Write::OpenSession(row), None).is_err() {
             warn!(session = %id, "the store is behind: the session was not noted");
