@@ -352,8 +352,12 @@ section! {
         terminal_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
         /// Rows of settled jobs; the oldest go first.
         terminal_rows_max: u64 = 100_000, "rows", from_to(0, 100_000_000);
-        /// How long a result no listener has acknowledged is kept.
-        outbox_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
+        /// How long results are kept for a session that is over; then they become dead letters.
+        outbox_retention_ms: u64 = 120_000, "ms", from_to(0, 365 * DAY_MS);
+        /// How long dead letters (results nobody came for, jobs given up) are kept.
+        dead_letter_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
+        /// Dead letters kept; the oldest go first.
+        dead_letters_max: u64 = 10_000, "rows", from_to(0, 100_000_000);
     }
 }
 

@@ -151,6 +151,8 @@ fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), Sto
         terminal_retention_ms: config.store.terminal_retention_ms,
         terminal_rows_max: config.store.terminal_rows_max,
         outbox_retention_ms: config.store.outbox_retention_ms,
+        dead_letter_retention_ms: config.store.dead_letter_retention_ms,
+        dead_letters_max: config.store.dead_letters_max,
         ..StoreOptions::default()
     };
     let (store, recovered) = Store::open(&config.server.data, options)?;

@@ -81,7 +81,7 @@ fn without_audio(shared: &Shared, row: &crate::store::JobRow, now_unix_ms: u64) 
         settled_unix_ms: now_unix_ms,
         explanation: Vec::new(),
     };
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox: None };
+    let write = Write::SettleJob { terminal: Box::new(terminal), outbox: None, dead: false };
     if store.submit(write, None).is_err() {
         warn!(job = %row.id, "a job without its speech stays to be ended at the next start");
     }

@@ -238,6 +238,8 @@ impl Routes {
                     "last_commit_us": s.last_commit_us,
                     "queued": s.queued_results + s.queued_accepts + s.queued_housekeeping,
                     "bad_rows": s.bad_rows,
+                    "dead_letters": s.dead_letters,
+                    "dead_letters_expired": s.dead_letters_expired,
                     "file_bytes": s.file_bytes,
                 })
             }
@@ -498,4 +500,6 @@ pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
     metrics.store_last_commit_us.set(stats.last_commit_us as i64);
     metrics.store_commits.set(stats.commits as i64);
     metrics.store_bad_rows.set(stats.bad_rows as i64);
+    metrics.store_dead_letters.set(stats.dead_letters as i64);
+    metrics.store_dead_letters_expired.set(stats.dead_letters_expired as i64);
 }

@@ -167,7 +167,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::super::record::samples::{full_job, full_session, full_terminal, plain_job};
+    use super::super::record::samples::*;
     use super::super::record::*;
     use super::*;
     use crate::protocol::ids::{JobId, NodeId, SessionId};
@@ -186,10 +186,11 @@ mod tests {
             session: SessionId(1),
             seq: u64::MAX,
             job: JobId(u128::MAX),
+            utterance_index: 3,
             created_unix_ms: 7,
             frame: vec![0, 255],
         };
-        let idem = IdemRow { key: 1, job: JobId(2), expires_unix_ms: 3 };
+        let idem = IdemRow { key: 1, job: JobId(2), digest: 5, expires_unix_ms: 3 };
         let pools = PoolConfigRow { version: 9, text: "[pools]".into() };
         for job in [plain_job(1), full_job(2)] {
             assert_eq!(decode::<JobRow>(&encode(&job)), Ok(job));
@@ -199,6 +200,7 @@ mod tests {
         assert_eq!(decode(&encode(&outbox)), Ok(outbox.clone()));
         assert_eq!(decode(&encode(&idem)), Ok(idem.clone()));
         assert_eq!(decode(&encode(&pools)), Ok(pools.clone()));
+        assert_eq!(decode(&encode(&full_dead_letter(5))), Ok(full_dead_letter(5)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
@@ -48,6 +49,48 @@ pub(super) fn owed(
         rows.push(row.map_err(|error| StoreError::BadRow { table: "outbox", error })?);
     }
     Ok(rows)
+}
+
+/// Dead letters above a number. Those that cannot be read are named in the log.
+pub(super) fn dead_letters(
+    txn: &ReadTransaction,
+    after_id: u64,
+    limit: usize,
+) -> Result<Vec<DeadLetterRow>, StoreError> {
+    let Some(first) = after_id.checked_add(1) else {
+        return Ok(Vec::new());
+    };
+    let mut rows = Vec::new();
+    for entry in txn.open_table(tables::DEAD_LETTERS)?.range(first..)? {
+        if rows.len() == limit {
+            break;
+        }
+        match codec::decode(entry?.1.value()) {
+            Ok(row) => rows.push(row),
+            Err(error) => tracing::warn!(table = "dead_letters", %error, "left out a row"),
+        }
+    }
+    Ok(rows)
+}
+
+/// A dead letter with its audio.
+pub(super) fn dead_letter(
+    txn: &ReadTransaction,
+    id: u64,
+) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
+    let Some(row) = row::<u64, DeadLetterRow>(txn, tables::DEAD_LETTERS, "dead_letters", id)?
+    else {
+        return Ok(None);
+    };
+    let audio = match (txn.open_table(tables::DEAD_AUDIO)?.get(id)?, &row.job_row) {
+        (Some(value), Some(job)) => {
+            let table = "dead_letter_audio";
+            let audio = recovery::believed_audio(value.value(), job);
+            Some(audio.map_err(|error| StoreError::BadRow { table, error })?)
+        }
+        _ => None,
+    };
+    Ok(Some((row, audio)))
 }
 
 /// A job, wherever it stands.
@@ -100,13 +143,24 @@ impl ReadOnly {
 
     /// Sessions not closed.
     pub fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
-        let mut sessions: Vec<SessionRow> = self.all(tables::SESSIONS, "sessions")?;
-        let txn = self.db.begin_read()?;
-        for session in &mut sessions {
-            let seq: Option<SeqRow> = row(&txn, tables::SEQS, "outbox_seqs", session.id.0)?;
-            session.next_seq = session.next_seq.max(seq.map_or(0, |seq| seq.next));
-        }
-        Ok(sessions)
+        self.all(tables::SESSIONS, "sessions")
+    }
+
+    /// Dead letters with ids above a number, at most `limit`.
+    pub fn dead_letters(
+        &self,
+        after_id: u64,
+        limit: usize,
+    ) -> Result<Vec<DeadLetterRow>, StoreError> {
+        dead_letters(&self.db.begin_read()?, after_id, limit)
+    }
+
+    /// A dead letter with the audio of its job, if audio is kept with it.
+    pub fn dead_letter(
+        &self,
+        id: u64,
+    ) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
+        dead_letter(&self.db.begin_read()?, id)
     }
 
     /// Frames owed to a session above a number, at most `limit`.

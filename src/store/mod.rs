@@ -17,6 +17,7 @@
 
 mod codec;
 mod inspect;
+mod ledger;
 mod record;
 mod recovery;
 mod tables;
@@ -36,12 +37,14 @@ use redb::{Database, ReadableDatabase};
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
 pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use record::{
-    IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow, TerminalRow,
+    ChunkMark, DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow,
+    SessionRow, TerminalRow,
 };
 
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Audio;
-use writer::{Hooks, Ledger, Shared, Writer};
+use ledger::Ledger;
+use writer::{Hooks, Shared, Writer};
 
 /// How a store behaves.
 #[derive(Debug, Clone)]
@@ -54,8 +57,13 @@ pub struct StoreOptions {
     pub terminal_retention_ms: u64,
     /// How many ended jobs can be looked up.
     pub terminal_rows_max: u64,
-    /// How long a frame is kept for a session that does not come for it, in milliseconds.
+    /// How long a session that is over can come for the frames it is owed, in milliseconds from
+    /// its close; then they become dead letters.
     pub outbox_retention_ms: u64,
+    /// How long dead letters are kept, in milliseconds.
+    pub dead_letter_retention_ms: u64,
+    /// How many dead letters are kept; the oldest go first.
+    pub dead_letters_max: u64,
     /// Capacity of the lane of results and deliveries, in writes.
     pub lane_results: usize,
     /// Capacity of the lane of accepted jobs and of sessions, in writes.
@@ -72,7 +80,9 @@ impl Default for StoreOptions {
             keep_audio: true,
             terminal_retention_ms: DAY_MS,
             terminal_rows_max: 100_000,
-            outbox_retention_ms: DAY_MS,
+            outbox_retention_ms: 120_000,
+            dead_letter_retention_ms: DAY_MS,
+            dead_letters_max: 10_000,
             lane_results: 65_536,
             lane_accepts: 32_768,
             lane_housekeeping: 4_096,
@@ -83,12 +93,14 @@ impl Default for StoreOptions {
 /// A change of what is stored.
 #[derive(Debug, Clone)]
 pub enum Write {
-    /// A session opened, or changed: the row replaces the one before. Numbers already given are
-    /// never given again, whatever the row's `next_seq` says.
+    /// A session opened, or changed: the row replaces the one before. While it is open the frames
+    /// owed to it do not age.
     OpenSession(SessionRow),
-    /// A session is over. Frames owed to it stay until they are delivered or too old.
+    /// A session is over. Frames owed to it stay until they are delivered, or become dead letters
+    /// with the reason `unclaimed` when `outbox_retention_ms` have passed.
     CloseSession(SessionId),
-    /// A job was accepted.
+    /// A job was accepted. Its place in the session's order and its mark in the audio stream count
+    /// from now on, even if the job ended before.
     AcceptJob {
         /// The job; the writer sets the fields about its audio.
         row: Box<JobRow>,
@@ -103,6 +115,9 @@ pub enum Write {
         terminal: Box<TerminalRow>,
         /// The frame owed to its session, which gets the session's next number.
         outbox: Option<Bytes>,
+        /// Whether the job and its audio are kept as a dead letter with the reason `failed`. If
+        /// its acceptance comes later, they are added then.
+        dead: bool,
     },
     /// A session has received its frames.
     Delivered {
@@ -111,10 +126,21 @@ pub enum Write {
         /// Number of the last frame it has.
         through_seq: u64,
     },
+    /// Frames owed to a session become dead letters.
+    Forfeit {
+        /// The session.
+        session: SessionId,
+        /// Number of the last frame it will not get.
+        through_seq: u64,
+        /// Why, in one word.
+        why: &'static str,
+    },
     /// A node was seen.
     Node(NodeRow),
     /// The pool configuration changed.
     Pools(PoolConfigRow),
+    /// A dead letter is not needed any more.
+    DropDeadLetter(u64),
 }
 
 /// Called on the store's thread after the commit that holds the write. It must be quick, and a
@@ -127,6 +153,8 @@ pub struct Committed {
     /// Number given to the frame of a `SettleJob`: from 1, without gaps within a session. None if
     /// there was no frame, or if the job had ended before.
     pub outbox_seq: Option<u64>,
+    /// Whether the job of a `SettleJob` had ended before: the write changed nothing.
+    pub ended_before: bool,
 }
 
 /// A write that was not taken, with everything its owner needs to try again.
@@ -161,8 +189,8 @@ pub struct Recovered {
     pub boot_epoch: u32,
     /// Jobs accepted and not ended, by time of acceptance, then by place in their session.
     pub jobs: Vec<RecoveredJob>,
-    /// Sessions not closed, each with the number its next frame gets.
-    pub sessions: Vec<SessionRow>,
+    /// Sessions not closed, by id.
+    pub sessions: Vec<RecoveredSession>,
     /// Keys that have not expired.
     pub idempotency: Vec<IdemRow>,
     /// Nodes seen.
@@ -171,8 +199,28 @@ pub struct Recovered {
     pub pools: Option<PoolConfigRow>,
     /// Frames still owed, over all sessions; see [`Store::outbox`].
     pub outbox_rows: u64,
+    /// Dead letters kept; see [`Store::dead_letters`].
+    pub dead_letters: u64,
     /// Rows put into quarantine.
     pub bad_rows: u64,
+}
+
+/// A session that was not closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredSession {
+    /// The session.
+    pub row: SessionRow,
+    /// Number the next frame owed to it gets.
+    pub next_seq: u64,
+    /// Place in its order behind the last one a job has taken.
+    pub next_index: u64,
+    /// How far its audio stream is inside jobs, if any of them was a part of one.
+    pub chunks: Option<ChunkMark>,
+    /// Numbers of the first and the last frame owed to it. One between them may be missing: it
+    /// was in quarantine.
+    pub owed: Option<(u64, u64)>,
+    /// Bytes of the frames owed to it.
+    pub owed_bytes: u64,
 }
 
 /// A job that has to be run again.
@@ -214,8 +262,12 @@ pub struct StoreStats {
     pub last_commit_us: u64,
     /// Writes in the last transaction.
     pub last_batch_rows: u64,
-    /// Frames given up because nobody came for them.
+    /// Frames that became dead letters because nobody came for them.
     pub outbox_expired: u64,
+    /// Dead letters kept now.
+    pub dead_letters: u64,
+    /// Dead letters given up, for their age or because there were too many.
+    pub dead_letters_expired: u64,
     /// Rows that could not be believed.
     pub bad_rows: u64,
     /// Since the thread last moved, in microseconds; 0 while it has nothing to do.
@@ -349,10 +401,11 @@ impl Store {
     ) -> Result<(Store, Recovered), StoreError> {
         let now_ms = (hooks.now_ms)();
         let db = Arc::new(recovery::open(dir, options.cache_bytes, now_ms)?);
-        let (recovered, seqs) = recovery::recover(Arc::clone(&db), dir, now_ms)?;
+        let recovered = recovery::recover(Arc::clone(&db), dir, now_ms)?;
         let shared = Arc::new(Shared::new(&options));
         shared.bad_rows.store(recovered.bad_rows, Relaxed);
-        let ledger = Ledger::new(&options, seqs);
+        shared.dead_letters.store(recovered.dead_letters, Relaxed);
+        let ledger = Ledger::new(&options);
         let writer = Writer { shared: Arc::clone(&shared), db: Arc::clone(&db), hooks, ledger };
         let spawned = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = spawned.map_err(|source| {
@@ -396,6 +449,24 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<OutboxRow>, StoreError> {
         inspect::owed(&self.db()?.begin_read()?, session, after_seq, limit)
+    }
+
+    /// Dead letters with ids above `after_id`, in order, at most `limit`; those that cannot be
+    /// read are left out. Reads the disk.
+    pub fn dead_letters(
+        &self,
+        after_id: u64,
+        limit: usize,
+    ) -> Result<Vec<DeadLetterRow>, StoreError> {
+        inspect::dead_letters(&self.db()?.begin_read()?, after_id, limit)
+    }
+
+    /// A dead letter with the audio of its job, if audio is kept with it. Reads the disk.
+    pub fn dead_letter(
+        &self,
+        id: u64,
+    ) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
+        inspect::dead_letter(&self.db()?.begin_read()?, id)
     }
 
     /// What the store is doing.

@@ -20,14 +20,16 @@ macro_rules! records {
 
 records! {
     MetaRow: 0x01 v 1;
-    SessionRow: 0x02 v 1;
-    JobRow: 0x03 v 1;
+    SessionRow: 0x02 v 2;
+    JobRow: 0x03 v 2;
     TerminalRow: 0x04 v 1;
-    OutboxRow: 0x05 v 1;
-    IdemRow: 0x06 v 1;
+    OutboxRow: 0x05 v 2;
+    IdemRow: 0x06 v 2;
     NodeRow: 0x07 v 1;
     PoolConfigRow: 0x08 v 1;
-    SeqRow: 0x09 v 1;
+    ProgressRow: 0x09 v 2;
+    DeadLetterRow: 0x0a v 1;
+    CountersRow: 0x0b v 1;
 }
 
 /// The database itself.
@@ -62,9 +64,19 @@ pub struct SessionRow {
     pub opened_unix_ms: u64,
     /// Incarnation of the session; goes up when its numbering cannot be continued.
     pub epoch: u32,
-    /// Sequence number the next frame owed to it will get. The writer raises what the caller says
-    /// to what it has allotted itself; a recovered row says the number to go on with.
-    pub next_seq: u64,
+    /// SHA-256 of the secret with which a client takes the session up again; none where it cannot.
+    pub resume_hash: Option<[u8; 32]>,
+    /// The session's first frame as JSON, from which the session can be made anew; opaque here.
+    pub init: Vec<u8>,
+}
+
+/// How far the audio stream of a session is inside jobs that are on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct ChunkMark {
+    /// Number of the last chunk that is wholly inside them.
+    pub through: u64,
+    /// Bytes of the next chunk that are inside them too.
+    pub skip: u32,
 }
 
 /// A job that was accepted and has not ended.
@@ -78,6 +90,8 @@ pub struct JobRow {
     pub accepted_unix_ms: u64,
     /// Attempts made when the row was written.
     pub attempts: u32,
+    /// How far its session's audio stream is used up with this job, if it is a part of one.
+    pub chunks: Option<ChunkMark>,
     /// CRC-32C of the audio bytes. The writer sets it, for base64 is decoded there.
     pub audio_crc: u32,
     /// Length of the audio in bytes. The writer sets it.
@@ -118,7 +132,9 @@ pub struct OutboxRow {
     pub seq: u64,
     /// The job it tells the end of.
     pub job: JobId,
-    /// When it was written, Unix milliseconds; its age for retention.
+    /// Place of that job in the speaker's order.
+    pub utterance_index: u64,
+    /// When it was written, Unix milliseconds.
     pub created_unix_ms: u64,
     /// The frame as it is to be sent.
     pub frame: Vec<u8>,
@@ -131,6 +147,8 @@ pub struct IdemRow {
     pub key: u128,
     /// The job it made.
     pub job: JobId,
+    /// Digest of what was sent with the key, opaque here; 0 where none was made.
+    pub digest: u32,
     /// When the key may be used anew, Unix milliseconds.
     pub expires_unix_ms: u64,
 }
@@ -159,11 +177,59 @@ pub struct PoolConfigRow {
     pub text: String,
 }
 
-/// The next sequence number of a session. Apart from its session's row, for it changes with every
-/// result and may exist before the session's row does.
+/// What was not delivered, or not done, and is kept for people to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub(super) struct SeqRow {
-    pub(super) next: u64,
+pub struct DeadLetterRow {
+    /// Grows with every dead letter, from 1; never given twice.
+    pub id: u64,
+    /// The job it is about.
+    pub job: JobId,
+    /// The speaker.
+    pub session: SessionId,
+    /// Place in the speaker's order.
+    pub utterance_index: u64,
+    /// What brought it here: `unclaimed`, `failed`, or what a [`Write::Forfeit`] said.
+    ///
+    /// [`Write::Forfeit`]: super::Write::Forfeit
+    pub why: String,
+    /// Error code the job ended with; empty on success, or where its end is forgotten.
+    pub code: String,
+    /// For people, from the job's end.
+    pub message: String,
+    /// When it came here, Unix milliseconds; its age for retention.
+    pub created_unix_ms: u64,
+    /// Number of the frame in what its session was owed, if there was a frame.
+    pub seq: Option<u64>,
+    /// The frame that was not delivered; none where it is, or may still be, delivered.
+    pub frame: Option<Vec<u8>>,
+    /// The job, where it is kept so that it can be done again.
+    pub job_row: Option<JobRow>,
+    /// Length of the audio kept with it, in bytes; 0 for none.
+    pub audio_bytes: u32,
+}
+
+/// How far a session has come. Apart from its session's row, for it changes with every job, may
+/// exist before the session's row does, and stays after it while frames are owed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(super) struct ProgressRow {
+    /// Sequence number of the next frame owed to it.
+    pub(super) next_seq: u64,
+    /// Behind the last place in its order that a job has taken.
+    pub(super) next_index: u64,
+    /// The furthest mark of its jobs.
+    pub(super) chunks: Option<ChunkMark>,
+    /// None while the session is open. Else when it closed, or was last heard of since then, in
+    /// Unix milliseconds: the age of everything it is still owed.
+    pub(super) idle_since_ms: Option<u64>,
+}
+
+/// Numbers that go on through every start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub(super) struct CountersRow {
+    /// Transactions committed: tells whether one whose commit failed has happened.
+    pub(super) commits: u64,
+    /// Id of the next dead letter.
+    pub(super) next_dead_letter: u64,
 }
 
 #[cfg(test)]
@@ -204,7 +270,15 @@ pub(super) mod samples {
             client_sent_ms: None,
         };
         let id = JobId(id);
-        JobRow { id, spec, accepted_unix_ms: 0, attempts: 0, audio_crc: 0, audio_bytes: 0 }
+        JobRow {
+            id,
+            spec,
+            accepted_unix_ms: 0,
+            attempts: 0,
+            chunks: None,
+            audio_crc: 0,
+            audio_bytes: 0,
+        }
     }
 
     pub(in crate::store) fn full_job(id: u128) -> JobRow {
@@ -232,7 +306,8 @@ pub(super) mod samples {
             partial_interval_ms: 1_000,
             client_sent_ms: Some(-1),
         };
-        JobRow { spec, accepted_unix_ms: 1_000, attempts: 3, ..plain_job(id) }
+        let chunks = Some(ChunkMark { through: 12, skip: 340 });
+        JobRow { spec, accepted_unix_ms: 1_000, attempts: 3, chunks, ..plain_job(id) }
     }
 
     pub(in crate::store) fn full_session(id: u64) -> SessionRow {
@@ -246,7 +321,8 @@ pub(super) mod samples {
             tgt: lang("en"),
             opened_unix_ms: 5,
             epoch: 2,
-            next_seq: 1,
+            resume_hash: Some([7; 32]),
+            init: b"{}".to_vec(),
         }
     }
 
@@ -262,6 +338,23 @@ pub(super) mod samples {
             node: Some(NodeId::from("node-1")),
             settled_unix_ms: 2_000,
             explanation: b"{}".to_vec(),
+        }
+    }
+
+    pub(in crate::store) fn full_dead_letter(id: u64) -> DeadLetterRow {
+        DeadLetterRow {
+            id,
+            job: JobId(9),
+            session: SessionId(77),
+            utterance_index: 3,
+            why: "failed".into(),
+            code: "NODE_ERROR".into(),
+            message: "the node said so".into(),
+            created_unix_ms: 2_000,
+            seq: Some(4),
+            frame: Some(b"frame".to_vec()),
+            job_row: Some(full_job(9)),
+            audio_bytes: 5,
         }
     }
 }

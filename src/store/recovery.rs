@@ -17,10 +17,10 @@ use redb::{Builder, Database, DatabaseError, Key, ReadTransaction, ReadableDatab
 use redb::{ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
 
 use super::codec::{self, CodecError, Record};
+use super::ledger::{FIRST_SEQ, put_progress};
 use super::record::*;
-use super::tables::{self, ONLY, Tables};
-use super::writer::FIRST_SEQ;
-use super::{AudioLost, Recovered, RecoveredJob, StoreError};
+use super::tables::{self, COUNTERS, ONLY, Tables};
+use super::{AudioLost, Recovered, RecoveredJob, RecoveredSession, StoreError};
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Outcome;
 
@@ -33,7 +33,7 @@ pub(super) const MARKER: &str = "utterd.initialised";
 /// Held for the length of `open`, so that two first starts do not make two databases.
 const LOCK: &str = "utterd.lock";
 /// Layout of the tables.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Opens the directory's database, making one where there has never been one.
 pub(super) fn open(dir: &Path, cache_bytes: usize, now_ms: u64) -> Result<Database, StoreError> {
@@ -126,15 +126,10 @@ pub(super) fn panicked() -> StorageError {
     StorageError::Corrupted("a page makes no sense".into())
 }
 
-/// Reads everything back, then counts this start and puts aside what cannot be believed. Returns
-/// with it the next sequence number of each session.
+/// Reads everything back, then counts this start and puts aside what cannot be believed.
 ///
 /// Reading comes first, so that a database that is refused has not been written to.
-pub(super) fn recover(
-    db: Arc<Database>,
-    dir: &Path,
-    now_ms: u64,
-) -> Result<(Recovered, HashMap<u64, u64>), StoreError> {
+pub(super) fn recover(db: Arc<Database>, dir: &Path, now_ms: u64) -> Result<Recovered, StoreError> {
     let file = dir.join(FILE);
     let whole = || -> Result<(u32, Scan), StoreError> {
         let txn = db.begin_read()?;
@@ -153,7 +148,7 @@ pub(super) fn recover(
     };
     let mut jobs = scan.jobs;
     jobs.sort_by_key(|job| (job.row.accepted_unix_ms, job.row.spec.utterance_index, job.row.id));
-    let recovered = Recovered {
+    Ok(Recovered {
         boot_epoch,
         jobs,
         sessions: scan.sessions,
@@ -161,9 +156,9 @@ pub(super) fn recover(
         nodes: scan.nodes,
         pools: scan.pools,
         outbox_rows: scan.outbox_rows,
+        dead_letters: scan.dead_letters,
         bad_rows: scan.bad.len() as u64,
-    };
-    Ok((recovered, scan.seqs))
+    })
 }
 
 /// Damage that shows in the middle of the file is the same to an operator as at its beginning.
@@ -198,8 +193,9 @@ pub(super) fn believed_meta(txn: &ReadTransaction, file: &Path) -> Result<MetaRo
 /// Where a row lies.
 #[derive(Debug, Clone)]
 enum Place {
+    Counters,
     Session(u64),
-    Seq(u64),
+    Progress(u64),
     Job(u128),
     Audio(u128),
     Outbox(u64, u64),
@@ -219,12 +215,16 @@ struct Bad {
 #[derive(Default)]
 struct Scan {
     jobs: Vec<RecoveredJob>,
-    sessions: Vec<SessionRow>,
+    sessions: Vec<RecoveredSession>,
     idempotency: Vec<IdemRow>,
     nodes: Vec<NodeRow>,
     pools: Option<PoolConfigRow>,
     outbox_rows: u64,
-    seqs: HashMap<u64, u64>,
+    dead_letters: u64,
+    /// What is to be stored of the progress of sessions: as it is, and as it has to be.
+    progress: Vec<(u64, Option<ProgressRow>, ProgressRow)>,
+    /// Entries of the index of idle sessions that say what no progress says.
+    stale_times: Vec<(u64, u64)>,
     bad: Vec<Bad>,
     /// Rows that are sound and belong to nothing any more.
     orphans: Vec<Place>,
@@ -236,7 +236,7 @@ impl Scan {
         scan.read_small_tables(txn, now_ms)?;
         scan.read_jobs(txn)?;
         let owed = scan.read_outbox(txn)?;
-        scan.read_sessions(txn, &owed)?;
+        scan.read_sessions(txn, &owed, now_ms)?;
         Ok(scan)
     }
 
@@ -249,7 +249,16 @@ impl Scan {
             }
         })?;
         each(txn, tables::NODES, bad, |id| Place::Node(id.to_owned()), |_, row| nodes.push(row))?;
-        each(txn, tables::POOLS, bad, |_| Place::Pools, |_, row| self.pools = Some(row))
+        each(txn, tables::POOLS, bad, |_| Place::Pools, |_, row| self.pools = Some(row))?;
+        if let Some(value) = txn.open_table(tables::META)?.get(COUNTERS)?
+            && let Err(error) = codec::decode::<CountersRow>(value.value())
+        {
+            let (place, value) = (Place::Counters, value.value().to_vec());
+            self.bad.push(checked(Bad { place, value, error })?);
+        }
+        // Letters are believed or not when they are read: there may be many, and no work waits.
+        self.dead_letters = txn.open_table(tables::DEAD_LETTERS)?.len()?;
+        Ok(())
     }
 
     fn read_jobs(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
@@ -285,59 +294,95 @@ impl Scan {
         Ok(())
     }
 
-    /// Counts what is owed; returns the sequence number behind the last row of each session.
-    fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<HashMap<u64, u64>, StoreError> {
-        let mut behind = HashMap::default();
+    /// What is owed to each session.
+    fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<HashMap<u64, Owed>, StoreError> {
+        let owed = std::cell::RefCell::new(HashMap::<u64, Owed>::default());
         let place = |(session, seq)| {
             // Keys come in order, so the last of a session stays. An unreadable row has a number
             // too, which must not be given twice.
-            behind.insert(session, seq + 1);
+            owed.borrow_mut().entry(session).or_default().behind = seq + 1;
             Place::Outbox(session, seq)
         };
-        let owed = &mut self.outbox_rows;
-        each(txn, tables::OUTBOX, &mut self.bad, place, |_, _: OutboxRow| *owed += 1)?;
-        Ok(behind)
+        let rows = &mut self.outbox_rows;
+        each(txn, tables::OUTBOX, &mut self.bad, place, |(session, seq), row: OutboxRow| {
+            *rows += 1;
+            let mut owed = owed.borrow_mut();
+            let owed = owed.entry(session).or_default();
+            owed.span = Some((owed.span.map_or(seq, |(first, _)| first), seq));
+            owed.bytes += row.frame.len() as u64;
+        })?;
+        Ok(owed.into_inner())
     }
 
-    /// The sessions with the number each goes on with. A session whose counter is unreadable is
+    /// The sessions, each with how far it has come. A session whose progress is unreadable is
     /// forgotten: a client told "nothing missed" on a guess would lose results without a word.
     fn read_sessions(
         &mut self,
         txn: &ReadTransaction,
-        owed: &HashMap<u64, u64>,
+        owed: &HashMap<u64, Owed>,
+        now_ms: u64,
     ) -> Result<(), StoreError> {
-        let mut counters: HashMap<u64, u64> = HashMap::default();
+        let mut stored: HashMap<u64, ProgressRow> = HashMap::default();
         let bad_before = self.bad.len();
-        each(txn, tables::SEQS, &mut self.bad, Place::Seq, |session, row: SeqRow| {
-            counters.insert(session, row.next);
+        each(txn, tables::PROGRESS, &mut self.bad, Place::Progress, |session, row| {
+            stored.insert(session, row);
         })?;
         let lost = |bad: &Bad| match bad.place {
-            Place::Seq(session) => Some(session),
+            Place::Progress(session) => Some(session),
             _ => None,
         };
         let lost: HashSet<u64> = self.bad[bad_before..].iter().filter_map(lost).collect();
         let mut sessions: Vec<SessionRow> = Vec::new();
         let bad = &mut self.bad;
         each(txn, tables::SESSIONS, bad, Place::Session, |_, row| sessions.push(row))?;
-        for mut row in sessions {
+        for row in sessions {
             let session = row.id.0;
             if lost.contains(&session) {
                 self.orphans.push(Place::Session(session));
                 continue;
             }
-            let known = [counters.remove(&session), owed.get(&session).copied()];
-            let known = known.into_iter().flatten().max().unwrap_or(FIRST_SEQ);
-            row.next_seq = row.next_seq.max(known);
-            self.seqs.insert(session, row.next_seq);
-            self.sessions.push(row);
+            let stored = stored.remove(&session);
+            let progress = sound_progress(stored.as_ref(), owed.get(&session), None);
+            let owed = owed.get(&session);
+            self.sessions.push(RecoveredSession {
+                row,
+                next_seq: progress.next_seq,
+                next_index: progress.next_index,
+                chunks: progress.chunks,
+                owed: owed.and_then(|owed| owed.span),
+                owed_bytes: owed.map_or(0, |owed| owed.bytes),
+            });
+            self.progress.push((session, stored, progress));
         }
-        // Counters of sessions that closed, or were settled for and never opened.
-        for (session, next) in counters {
-            match owed.get(&session) {
-                Some(behind) => drop(self.seqs.insert(session, next.max(*behind))),
-                None => self.orphans.push(Place::Seq(session)),
+        // Sessions that closed, or were settled for and never opened, or are forgotten now.
+        let open: HashSet<u64> = self.sessions.iter().map(|session| session.row.id.0).collect();
+        let closed = stored.keys().chain(owed.keys().filter(|id| !stored.contains_key(id)));
+        for session in closed.copied().filter(|id| !open.contains(id)) {
+            let stored = stored.get(&session);
+            let since = stored.and_then(|row| row.idle_since_ms).unwrap_or(now_ms);
+            let progress = sound_progress(stored, owed.get(&session), Some(since));
+            self.progress.push((session, stored.cloned(), progress));
+        }
+        self.read_idle_times(txn)
+    }
+
+    /// Holds the index of idle sessions against their progress. Its entries are bare keys, which
+    /// nothing proves, so progress is what counts.
+    fn read_idle_times(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
+        let mut times: HashSet<(u64, u64)> = HashSet::default();
+        for entry in txn.open_table(tables::IDLE_TIMES)?.iter()? {
+            times.insert(entry?.0.value());
+        }
+        for (session, stored, _) in &mut self.progress {
+            let since = stored.as_ref().and_then(|row| row.idle_since_ms);
+            if let Some(since) = since
+                && !times.remove(&(since, *session))
+            {
+                // Put again as if it had never been.
+                *stored = None;
             }
         }
+        self.stale_times = times.into_iter().collect();
         Ok(())
     }
 
@@ -366,6 +411,10 @@ impl Scan {
             let (table, key) = place.name();
             all.quarantine.insert((table, key.as_slice()), value.as_slice())?;
             place.clear(&mut all)?;
+            if let Place::Counters = place {
+                let last = all.dead_letters.last()?.map_or(0, |(key, _)| key.value());
+                all.put_counters(&CountersRow { commits: 0, next_dead_letter: last + 1 })?;
+            }
             if let Place::Job(id) = place
                 && all.terminals.get(*id)?.is_none()
             {
@@ -374,6 +423,12 @@ impl Scan {
         }
         for place in &self.orphans {
             place.clear(&mut all)?;
+        }
+        for time in &self.stale_times {
+            all.idle_times.remove(time)?;
+        }
+        for (session, stored, row) in &self.progress {
+            put_progress(&mut all, *session, stored.as_ref(), row)?;
         }
         drop(all);
         txn.commit()?;
@@ -385,8 +440,9 @@ impl Place {
     /// Table and key, as they stand in the quarantine.
     fn name(&self) -> (&'static str, Vec<u8>) {
         match self {
+            Place::Counters => ("meta", vec![COUNTERS]),
             Place::Session(id) => ("sessions", id.to_be_bytes().to_vec()),
-            Place::Seq(id) => ("outbox_seqs", id.to_be_bytes().to_vec()),
+            Place::Progress(id) => ("progress", id.to_be_bytes().to_vec()),
             Place::Job(id) => ("jobs", id.to_be_bytes().to_vec()),
             Place::Audio(id) => ("audio", id.to_be_bytes().to_vec()),
             Place::Outbox(id, seq) => {
@@ -400,8 +456,9 @@ impl Place {
 
     fn clear(&self, all: &mut Tables<'_>) -> Result<(), StoreError> {
         match self {
+            Place::Counters => drop(all.meta.remove(COUNTERS)?),
             Place::Session(id) => drop(all.sessions.remove(id)?),
-            Place::Seq(id) => drop(all.seqs.remove(id)?),
+            Place::Progress(id) => drop(all.progress.remove(id)?),
             Place::Job(id) => drop(all.jobs.remove(id)?),
             Place::Audio(id) => drop(all.audio.remove(id)?),
             Place::Outbox(id, seq) => drop(all.outbox.remove((*id, *seq))?),
@@ -410,6 +467,31 @@ impl Place {
             Place::Pools => drop(all.pools.remove(ONLY)?),
         }
         Ok(())
+    }
+}
+
+/// What is owed to one session.
+#[derive(Default)]
+struct Owed {
+    /// Number behind the last frame, readable or not.
+    behind: u64,
+    /// First and last frame that can be read.
+    span: Option<(u64, u64)>,
+    bytes: u64,
+}
+
+/// How far a session has come, as it has to stand from now on.
+fn sound_progress(
+    stored: Option<&ProgressRow>,
+    owed: Option<&Owed>,
+    idle_since_ms: Option<u64>,
+) -> ProgressRow {
+    let known = [stored.map(|row| row.next_seq), owed.map(|owed| owed.behind)];
+    ProgressRow {
+        next_seq: known.into_iter().flatten().max().unwrap_or(FIRST_SEQ),
+        next_index: stored.map_or(0, |row| row.next_index),
+        chunks: stored.and_then(|row| row.chunks),
+        idle_since_ms,
     }
 }
 
@@ -429,7 +511,8 @@ fn unreadable(id: JobId, error: CodecError, now_ms: u64) -> TerminalRow {
     }
 }
 
-fn believed_audio(value: &[u8], row: &JobRow) -> Result<Bytes, CodecError> {
+/// The audio of a stored value, if it is that of this job.
+pub(super) fn believed_audio(value: &[u8], row: &JobRow) -> Result<Bytes, CodecError> {
     let audio = codec::decode_audio(value)?;
     // Sound in itself, but is it this job's?
     match audio.len() as u64 == u64::from(row.audio_bytes) && crc32c::crc32c(audio) == row.audio_crc

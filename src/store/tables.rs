@@ -5,7 +5,7 @@ use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTr
 
 use super::StoreError;
 use super::codec::{self, Record};
-use super::record::{IdemRow, OutboxRow, TerminalRow};
+use super::record::*;
 
 type Def<K> = TableDefinition<'static, K, &'static [u8]>;
 type Index<K> = TableDefinition<'static, K, ()>;
@@ -13,13 +13,15 @@ type Rows<'t, K> = Table<'t, K, &'static [u8]>;
 
 pub(super) const META: Def<u8> = TableDefinition::new("meta");
 pub(super) const SESSIONS: Def<u64> = TableDefinition::new("sessions");
-pub(super) const SEQS: Def<u64> = TableDefinition::new("outbox_seqs");
+pub(super) const PROGRESS: Def<u64> = TableDefinition::new("progress");
+pub(super) const IDLE_TIMES: Index<(u64, u64)> = TableDefinition::new("idle_sessions_by_time");
 pub(super) const JOBS: Def<u128> = TableDefinition::new("jobs");
 pub(super) const AUDIO: Def<u128> = TableDefinition::new("audio");
 pub(super) const TERMINALS: Def<u128> = TableDefinition::new("terminals");
 const TERMINAL_TIMES: Index<(u64, u128)> = TableDefinition::new("terminals_by_time");
 pub(super) const OUTBOX: Def<(u64, u64)> = TableDefinition::new("outbox");
-const OUTBOX_TIMES: Index<(u64, u64, u64)> = TableDefinition::new("outbox_by_time");
+pub(super) const DEAD_LETTERS: Def<u64> = TableDefinition::new("dead_letters");
+pub(super) const DEAD_AUDIO: Def<u64> = TableDefinition::new("dead_letter_audio");
 pub(super) const IDEMPOTENCY: Def<u128> = TableDefinition::new("idempotency");
 const IDEMPOTENCY_TIMES: Index<(u64, u128)> = TableDefinition::new("idempotency_by_time");
 pub(super) const NODES: Def<&'static str> = TableDefinition::new("nodes");
@@ -29,18 +31,23 @@ pub(super) const QUARANTINE: Def<(&'static str, &'static [u8])> =
 
 /// Key of the tables that hold one row.
 pub(super) const ONLY: u8 = 0;
+/// Key of the counters, beside the database's own row.
+pub(super) const COUNTERS: u8 = 1;
 
 /// All tables, open in one write transaction.
 pub(super) struct Tables<'t> {
     pub(super) meta: Rows<'t, u8>,
     pub(super) sessions: Rows<'t, u64>,
-    pub(super) seqs: Rows<'t, u64>,
+    pub(super) progress: Rows<'t, u64>,
+    /// Sessions that are not open, by the time since when.
+    pub(super) idle_times: Table<'t, (u64, u64), ()>,
     pub(super) jobs: Rows<'t, u128>,
     pub(super) audio: Rows<'t, u128>,
     pub(super) terminals: Rows<'t, u128>,
     terminal_times: Table<'t, (u64, u128), ()>,
     pub(super) outbox: Rows<'t, (u64, u64)>,
-    outbox_times: Table<'t, (u64, u64, u64), ()>,
+    pub(super) dead_letters: Rows<'t, u64>,
+    pub(super) dead_audio: Rows<'t, u64>,
     pub(super) idempotency: Rows<'t, u128>,
     idempotency_times: Table<'t, (u64, u128), ()>,
     pub(super) nodes: Rows<'t, &'static str>,
@@ -58,13 +65,15 @@ impl<'t> Tables<'t> {
         Ok(Self {
             meta: txn.open_table(META)?,
             sessions: txn.open_table(SESSIONS)?,
-            seqs: txn.open_table(SEQS)?,
+            progress: txn.open_table(PROGRESS)?,
+            idle_times: txn.open_table(IDLE_TIMES)?,
             jobs: txn.open_table(JOBS)?,
             audio: txn.open_table(AUDIO)?,
             terminals: txn.open_table(TERMINALS)?,
             terminal_times: txn.open_table(TERMINAL_TIMES)?,
             outbox: txn.open_table(OUTBOX)?,
-            outbox_times: txn.open_table(OUTBOX_TIMES)?,
+            dead_letters: txn.open_table(DEAD_LETTERS)?,
+            dead_audio: txn.open_table(DEAD_AUDIO)?,
             idempotency: txn.open_table(IDEMPOTENCY)?,
             idempotency_times: txn.open_table(IDEMPOTENCY_TIMES)?,
             nodes: txn.open_table(NODES)?,
@@ -112,31 +121,51 @@ impl<'t> Tables<'t> {
     /// Puts a frame owed to a session.
     pub(super) fn put_outbox(&mut self, row: &OutboxRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
-        let (session, seq) = (row.session.0, row.seq);
-        let before = self.outbox.insert((session, seq), value.as_slice())?.is_some();
+        let before = self.outbox.insert((row.session.0, row.seq), value.as_slice())?.is_some();
         assert!(!before, "a sequence number is given once");
-        self.outbox_times.insert((row.created_unix_ms, session, seq), ())?;
         Ok(())
     }
 
-    /// Takes away what a session has received. Returns how many rows could not be read: they go
-    /// too, for their place is known and the session has passed it.
-    pub(super) fn deliver(&mut self, session: u64, through_seq: u64) -> Result<u64, StoreError> {
+    /// Takes away what a session has received.
+    pub(super) fn deliver(&mut self, session: u64, through_seq: u64) -> Result<(), StoreError> {
         let mut passed = Vec::new();
         for row in self.outbox.range((session, 0)..=(session, through_seq))? {
-            let (key, value) = row?;
-            let created = codec::decode::<OutboxRow>(value.value()).map(|r| r.created_unix_ms);
-            passed.push((key.value().1, created.ok()));
+            passed.push(row?.0.value());
         }
-        let mut bad = 0;
-        for (seq, created) in passed {
-            self.outbox.remove((session, seq))?;
-            match created {
-                Some(created) => drop(self.outbox_times.remove((created, session, seq))?),
-                None => bad += 1,
+        for key in passed {
+            self.outbox.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Takes out the frames owed to a session with numbers up to one, at most `limit`. A row that
+    /// cannot be read is put into quarantine.
+    pub(super) fn take_owed(
+        &mut self,
+        session: u64,
+        through_seq: u64,
+        limit: usize,
+    ) -> Result<Taken, StoreError> {
+        let mut values = Vec::new();
+        for row in self.outbox.range((session, 0)..=(session, through_seq))?.take(limit) {
+            let (key, value) = row?;
+            values.push((key.value(), value.value().to_vec()));
+        }
+        let mut taken = Taken { rows: Vec::new(), bad: 0, all: values.len() < limit };
+        for (key, value) in values {
+            self.outbox.remove(key)?;
+            match codec::decode(&value) {
+                Ok(row) => taken.rows.push(row),
+                Err(error) => {
+                    taken.bad += 1;
+                    tracing::error!(?key, %error, "a frame that was owed cannot be read");
+                    let name = [key.0.to_be_bytes(), key.1.to_be_bytes()];
+                    let name = ("outbox", name.as_flattened());
+                    self.quarantine.insert(name, value.as_slice())?;
+                }
             }
         }
-        Ok(bad)
+        Ok(taken)
     }
 
     /// The highest sequence number still owed to a session.
@@ -183,15 +212,102 @@ impl<'t> Tables<'t> {
         Ok(true)
     }
 
-    /// Gives up the frame that has been owed longest, if it was written at `before_ms` or earlier.
-    pub(super) fn prune_outbox(&mut self, before_ms: u64) -> Result<bool, StoreError> {
-        let first = self.outbox_times.first()?.map(|(key, _)| key.value());
-        let Some((created, session, seq)) = first.filter(|(created, ..)| *created <= before_ms)
-        else {
+    /// The session that has been idle longest, if it has been since `before_ms` or earlier.
+    /// With it, since when.
+    pub(super) fn first_idle(&self, before_ms: u64) -> Result<Option<(u64, u64)>, StoreError> {
+        let first = self.idle_times.first()?.map(|(key, _)| key.value());
+        Ok(first.filter(|(since, _)| *since <= before_ms))
+    }
+
+    /// How far a session has come.
+    pub(super) fn progress(&self, session: u64) -> Result<Option<ProgressRow>, StoreError> {
+        let value = self.progress.get(session)?;
+        let row = value.map(|value| codec::decode(value.value())).transpose();
+        row.map_err(|error| StoreError::BadRow { table: "progress", error })
+    }
+
+    /// Code and message a job ended with; empty where that is forgotten or cannot be read.
+    pub(super) fn last_words(&self, job: u128) -> Result<(String, String), StoreError> {
+        let value = self.terminals.get(job)?;
+        let row = value.and_then(|value| codec::decode::<TerminalRow>(value.value()).ok());
+        Ok(row.map(|row| (row.code, row.message)).unwrap_or_default())
+    }
+
+    /// A dead letter; none where it cannot be read.
+    pub(super) fn dead_letter(&self, id: u64) -> Result<Option<DeadLetterRow>, StoreError> {
+        Ok(self.dead_letters.get(id)?.and_then(|value| codec::decode(value.value()).ok()))
+    }
+
+    /// How many dead letters are kept.
+    pub(super) fn dead_letters_len(&self) -> Result<u64, StoreError> {
+        Ok(self.dead_letters.len()?)
+    }
+
+    /// Puts a dead letter; the audio in its stored form.
+    pub(super) fn put_dead_letter(
+        &mut self,
+        row: &DeadLetterRow,
+        audio: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
+        let value = self.sealed(row);
+        self.dead_letters.insert(row.id, value.as_slice())?;
+        if let Some(audio) = audio {
+            self.count(audio);
+            self.dead_audio.insert(row.id, audio)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away a dead letter with its audio.
+    pub(super) fn drop_dead_letter(&mut self, id: u64) -> Result<(), StoreError> {
+        self.dead_letters.remove(id)?;
+        self.dead_audio.remove(id)?;
+        Ok(())
+    }
+
+    /// Forgets the oldest dead letter if it came at `before_ms` or earlier, or if there are more
+    /// than `rows_max`. One that cannot be read is forgotten as the oldest, whenever it came.
+    pub(super) fn prune_dead_letter(
+        &mut self,
+        before_ms: Option<u64>,
+        rows_max: u64,
+    ) -> Result<bool, StoreError> {
+        let surplus = self.dead_letters.len()? > rows_max;
+        let Some((id, created)) = self.dead_letters.first()?.map(|(key, value)| {
+            let row = codec::decode::<DeadLetterRow>(value.value());
+            (key.value(), row.map_or(0, |row| row.created_unix_ms))
+        }) else {
             return Ok(false);
         };
-        self.outbox_times.remove((created, session, seq))?;
-        self.outbox.remove((session, seq))?;
-        Ok(true)
+        let old = before_ms.is_some_and(|before_ms| created <= before_ms);
+        if surplus || old {
+            self.drop_dead_letter(id)?;
+        }
+        Ok(surplus || old)
     }
+
+    /// The numbers that go on through every start.
+    pub(super) fn counters(&self) -> Result<CountersRow, StoreError> {
+        let stored = self.meta.get(COUNTERS)?;
+        let row = stored.map(|value| codec::decode::<CountersRow>(value.value())).transpose();
+        let row = row.map_err(|error| StoreError::BadRow { table: "meta", error })?;
+        Ok(row.unwrap_or(CountersRow { commits: 0, next_dead_letter: 1 }))
+    }
+
+    /// Puts them.
+    pub(super) fn put_counters(&mut self, row: &CountersRow) -> Result<(), StoreError> {
+        let value = codec::encode(row);
+        self.meta.insert(COUNTERS, value.as_slice())?;
+        Ok(())
+    }
+}
+
+/// Frames taken out of what is owed.
+pub(super) struct Taken {
+    /// Those that could be read, in order.
+    pub(super) rows: Vec<OutboxRow>,
+    /// How many could not.
+    pub(super) bad: u64,
+    /// Whether nothing is left of what was asked for.
+    pub(super) all: bool,
 }

@@ -7,7 +7,6 @@
 //! The thread parks when the lanes are empty and ends the process when the disk fails it. It
 //! knows the effect of a write on the tables and nothing of why a job ended.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, OnceLock};
@@ -16,27 +15,16 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use foldhash::{HashMap, HashSet};
-use redb::{Database, Durability, ReadableTable};
+use redb::{Database, Durability};
 
-use super::codec;
-use super::record::{IdemRow, JobRow, OutboxRow, SeqRow, SessionRow, TerminalRow};
-use super::tables::{ONLY, Tables};
+use super::ledger::Ledger;
+use super::tables::Tables;
 use super::{Committed, Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
-use crate::protocol::job::Audio;
 
 /// Most writes in one transaction.
 const BATCH_ROWS_MAX: usize = 4_096;
 /// A batch is closed by the write that takes it to this many bytes.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Old rows of each kind forgotten with one commit, beside two for every job it ends: retention
-/// keeps pace with the work and never makes a transaction of its own size.
-const PRUNE_ROWS: usize = 64;
-/// Jobs remembered as ended before their acceptance arrived. An acceptance trails by no more than
-/// its lane holds; the default lane is half of this.
-const EARLY_ENDS_MAX: usize = 65_536;
-/// First sequence number of every session, so that 0 can mean "has received nothing".
-pub(super) const FIRST_SEQ: u64 = 1;
 
 /// What the thread takes from the world beside the disk; tests put their own in.
 #[derive(Clone)]
@@ -96,6 +84,9 @@ pub(super) struct Shared {
     last_commit_us: AtomicU64,
     last_batch_rows: AtomicU64,
     outbox_expired: AtomicU64,
+    /// Dead letters kept, as of the last commit; recovery says it first.
+    pub(super) dead_letters: AtomicU64,
+    dead_letters_expired: AtomicU64,
     /// Rows not believed, since the process began; recovery adds its own.
     pub(super) bad_rows: AtomicU64,
 }
@@ -139,6 +130,8 @@ impl Shared {
             last_commit_us: AtomicU64::new(0),
             last_batch_rows: AtomicU64::new(0),
             outbox_expired: AtomicU64::new(0),
+            dead_letters: AtomicU64::new(0),
+            dead_letters_expired: AtomicU64::new(0),
             bad_rows: AtomicU64::new(0),
         }
     }
@@ -153,11 +146,13 @@ impl Shared {
             return Err(Refused { write, done, why: Why::Stopped });
         }
         let lane = match &write {
-            Write::SettleJob { .. } | Write::Delivered { .. } => &self.results,
+            Write::SettleJob { .. } | Write::Delivered { .. } | Write::Forfeit { .. } => {
+                &self.results
+            }
             Write::AcceptJob { .. } | Write::OpenSession(_) | Write::CloseSession(_) => {
                 &self.accepts
             }
-            Write::Node(_) | Write::Pools(_) => &self.housekeeping,
+            Write::Node(_) | Write::Pools(_) | Write::DropDeadLetter(_) => &self.housekeeping,
         };
         if let Err(Entry { write, done }) = lane.push(Entry { write, done }) {
             return Err(Refused { write, done, why: Why::Full });
@@ -234,6 +229,8 @@ impl Shared {
             last_commit_us: self.last_commit_us.load(Relaxed),
             last_batch_rows: self.last_batch_rows.load(Relaxed),
             outbox_expired: self.outbox_expired.load(Relaxed),
+            dead_letters: self.dead_letters.load(Relaxed),
+            dead_letters_expired: self.dead_letters_expired.load(Relaxed),
             bad_rows: self.bad_rows.load(Relaxed),
             beat_age_us,
             file_bytes: 0,
@@ -302,9 +299,10 @@ impl Writer {
         // whatever the size of the file.
         txn.set_quick_repair(true);
         let mut tables = Tables::open(&txn)?;
+        self.ledger.begin(&tables)?;
         for Entry { write, done } in batch.drain(..) {
-            let outbox_seq = self.ledger.apply(&mut tables, write, now_ms)?;
-            owed.extend(done.map(|done| (done, Committed { outbox_seq })));
+            let committed = self.ledger.apply(&mut tables, &write, now_ms)?;
+            owed.extend(done.map(|done| (done, committed)));
         }
         self.ledger.close_batch(&mut tables, now_ms)?;
         let (rows, bytes) = (tables.rows_put, tables.bytes_put);
@@ -318,9 +316,11 @@ impl Writer {
         shared.bytes_written.fetch_add(bytes, Relaxed);
         shared.last_commit_us.store(took, Relaxed);
         shared.last_batch_rows.store(batch_rows, Release);
-        shared.bad_rows.fetch_add(std::mem::take(&mut self.ledger.bad_rows), Relaxed);
-        let expired = std::mem::take(&mut self.ledger.outbox_expired);
-        shared.outbox_expired.fetch_add(expired, Relaxed);
+        let tally = self.ledger.committed();
+        shared.bad_rows.fetch_add(tally.bad_rows, Relaxed);
+        shared.outbox_expired.fetch_add(tally.outbox_expired, Relaxed);
+        shared.dead_letters.store(tally.dead_letters, Relaxed);
+        shared.dead_letters_expired.fetch_add(tally.dead_letters_expired, Relaxed);
         for (done, committed) in owed {
             done(committed);
         }
@@ -346,226 +346,10 @@ fn weight(write: &Write) -> usize {
     SMALL
         + match write {
             Write::AcceptJob { audio, .. } => audio.held_len(),
-            Write::SettleJob { terminal, outbox } => {
+            Write::SettleJob { terminal, outbox, .. } => {
                 terminal.explanation.len() + outbox.as_ref().map_or(0, Bytes::len)
             }
             Write::Pools(row) => row.text.len(),
             _ => 0,
         }
-}
-
-/// What the writes mean for the tables, and the little that must be remembered between batches.
-pub(super) struct Ledger {
-    keep_audio: bool,
-    terminal_retention_ms: u64,
-    terminal_rows_max: u64,
-    outbox_retention_ms: u64,
-    /// Next sequence number of each session that is open or was settled for.
-    seqs: HashMap<u64, u64>,
-    /// Sessions whose number changed in this batch.
-    seqs_moved: HashSet<u64>,
-    early_ends: EarlyEnds,
-    /// Jobs ended in this batch; sets how much may be pruned.
-    settled: usize,
-    /// Rows not believed in this batch.
-    bad_rows: u64,
-    /// Frames given up in this batch.
-    outbox_expired: u64,
-}
-
-impl Ledger {
-    pub(super) fn new(options: &StoreOptions, seqs: HashMap<u64, u64>) -> Self {
-        Self {
-            keep_audio: options.keep_audio,
-            terminal_retention_ms: options.terminal_retention_ms,
-            terminal_rows_max: options.terminal_rows_max,
-            outbox_retention_ms: options.outbox_retention_ms,
-            seqs,
-            seqs_moved: HashSet::default(),
-            early_ends: EarlyEnds::default(),
-            settled: 0,
-            bad_rows: 0,
-            outbox_expired: 0,
-        }
-    }
-
-    /// Applies one write. Returns the sequence number it was given, if it was given one.
-    fn apply(
-        &mut self,
-        tables: &mut Tables<'_>,
-        write: Write,
-        now_ms: u64,
-    ) -> Result<Option<u64>, StoreError> {
-        match write {
-            Write::SettleJob { terminal, outbox } => {
-                return self.settle(tables, &terminal, outbox, now_ms);
-            }
-            Write::Delivered { session, through_seq } => {
-                self.bad_rows += tables.deliver(session.0, through_seq)?;
-            }
-            Write::AcceptJob { row, audio, idempotency } => {
-                self.accept(tables, *row, &audio, idempotency)?;
-            }
-            Write::OpenSession(row) => self.open_session(tables, row)?,
-            Write::CloseSession(session) => {
-                // What is still owed stays, until it is delivered or too old.
-                tables.sessions.remove(session.0)?;
-                tables.seqs.remove(session.0)?;
-                self.seqs.remove(&session.0);
-                self.seqs_moved.remove(&session.0);
-            }
-            Write::Node(row) => {
-                let value = tables.sealed(&row);
-                tables.nodes.insert(&*row.id.0, value.as_slice())?;
-            }
-            Write::Pools(row) => {
-                let value = tables.sealed(&row);
-                tables.pools.insert(ONLY, value.as_slice())?;
-            }
-        }
-        Ok(None)
-    }
-
-    /// The first end of a job wins; another changes nothing and is owed nothing.
-    fn settle(
-        &mut self,
-        tables: &mut Tables<'_>,
-        terminal: &TerminalRow,
-        outbox: Option<Bytes>,
-        now_ms: u64,
-    ) -> Result<Option<u64>, StoreError> {
-        let id = terminal.id.0;
-        if tables.terminals.get(id)?.is_some() {
-            return Ok(None);
-        }
-        self.settled += 1;
-        let accepted = tables.jobs.remove(id)?.is_some();
-        if accepted {
-            tables.audio.remove(id)?;
-        } else {
-            self.early_ends.insert(id);
-        }
-        tables.put_terminal(terminal)?;
-        let Some(frame) = outbox else { return Ok(None) };
-        let session = terminal.session;
-        let seq = self.next_seq(tables, session.0)?;
-        self.seqs.insert(session.0, seq + 1);
-        self.seqs_moved.insert(session.0);
-        let (job, frame) = (terminal.id, frame.into());
-        tables.put_outbox(&OutboxRow { session, seq, job, created_unix_ms: now_ms, frame })?;
-        Ok(Some(seq))
-    }
-
-    fn accept(
-        &mut self,
-        tables: &mut Tables<'_>,
-        mut row: JobRow,
-        audio: &Audio,
-        idempotency: Option<IdemRow>,
-    ) -> Result<(), StoreError> {
-        if let Some(key) = idempotency {
-            tables.put_idempotency(&key)?;
-        }
-        let id = row.id.0;
-        // The terminal row is the proof that the job ended; the memory beside it holds where
-        // retention was quicker than the acceptance.
-        if self.early_ends.remove(id) || tables.terminals.get(id)?.is_some() {
-            return Ok(());
-        }
-        if self.keep_audio {
-            match codec::encode_audio(audio) {
-                Some(sealed) => {
-                    (row.audio_crc, row.audio_bytes) = (sealed.crc, sealed.bytes);
-                    tables.count(&sealed.value);
-                    tables.audio.insert(id, sealed.value.as_slice())?;
-                }
-                None => {
-                    self.bad_rows += 1;
-                    tracing::warn!(job = %row.id, "audio is not base64; job kept without it");
-                }
-            }
-        }
-        let value = tables.sealed(&row);
-        tables.jobs.insert(id, value.as_slice())?;
-        Ok(())
-    }
-
-    fn open_session(
-        &mut self,
-        tables: &mut Tables<'_>,
-        mut row: SessionRow,
-    ) -> Result<(), StoreError> {
-        let session = row.id.0;
-        row.next_seq = row.next_seq.max(self.next_seq(tables, session)?);
-        self.seqs.insert(session, row.next_seq);
-        let value = tables.sealed(&row);
-        tables.sessions.insert(session, value.as_slice())?;
-        Ok(())
-    }
-
-    /// The number the next frame of a session gets. A session that is not known (its opening is
-    /// still in the other lane, or it has closed) goes on behind what it is owed, or begins.
-    fn next_seq(&self, tables: &Tables<'_>, session: u64) -> Result<u64, StoreError> {
-        match self.seqs.get(&session) {
-            Some(next) => Ok(*next),
-            None => Ok(tables.last_owed(session)?.map_or(FIRST_SEQ, |last| last + 1)),
-        }
-    }
-
-    /// What belongs to the transaction and to no single write.
-    fn close_batch(&mut self, tables: &mut Tables<'_>, now_ms: u64) -> Result<(), StoreError> {
-        for session in self.seqs_moved.drain() {
-            if let Some(next) = self.seqs.get(&session).copied() {
-                let value = tables.sealed(&SeqRow { next });
-                tables.seqs.insert(session, value.as_slice())?;
-            }
-        }
-        let rows = PRUNE_ROWS + 2 * std::mem::take(&mut self.settled);
-        // Where the clock is younger than the retention, nothing is old.
-        let before_ms = |retention_ms| now_ms.checked_sub(retention_ms);
-        let ended = before_ms(self.terminal_retention_ms);
-        repeat(rows, || tables.prune_terminal(ended, self.terminal_rows_max))?;
-        if let Some(written) = before_ms(self.outbox_retention_ms) {
-            self.outbox_expired += repeat(rows, || tables.prune_outbox(written))?;
-        }
-        repeat(rows, || tables.prune_idempotency(now_ms))?;
-        Ok(())
-    }
-}
-
-/// Repeats a step until it finds nothing to do, at most `times`; returns how often it did.
-fn repeat(
-    times: usize,
-    mut step: impl FnMut() -> Result<bool, StoreError>,
-) -> Result<u64, StoreError> {
-    for done in 0..times {
-        if !step()? {
-            return Ok(done as u64);
-        }
-    }
-    Ok(times as u64)
-}
-
-/// The jobs that ended before their acceptance was seen, oldest first, bounded: an acceptance
-/// that was refused at its lane never comes to take its entry away.
-#[derive(Default)]
-struct EarlyEnds {
-    ids: HashSet<u128>,
-    order: VecDeque<u128>,
-}
-
-impl EarlyEnds {
-    fn insert(&mut self, id: u128) {
-        self.ids.insert(id);
-        self.order.push_back(id);
-        if self.order.len() > EARLY_ENDS_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, id: u128) -> bool {
-        self.ids.remove(&id)
-    }
 }

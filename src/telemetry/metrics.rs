@@ -147,6 +147,10 @@ metrics! {
         "Commits since the start.";
     gauge store_bad_rows = "utterd_store_bad_rows"
         "Stored rows that failed their check since the start.";
+    gauge store_dead_letters = "utterd_store_dead_letters"
+        "Undelivered results and failed jobs kept for people to look at.";
+    gauge store_dead_letters_expired = "utterd_store_dead_letters_expired"
+        "Dead letters given up since the start.";
 }
 
 impl Metrics {
