@@ -4,6 +4,7 @@
 //! in; nothing here waits, reads a clock or takes a lock. Effects come from transitions that this
 //! call won, so each is performed once.
 
+mod ack;
 mod deadline;
 mod explain;
 mod place;
@@ -25,6 +26,7 @@ use papaya::HashMap;
 use crate::config;
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
+use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::{ErrorCode, JobId, SessionId};
@@ -59,6 +61,17 @@ pub enum Effect {
         node: NodeIndex,
         /// Why, on the wire.
         reason: &'static str,
+    },
+    /// Tell the node, if it asked for that, what became of its result.
+    AckResult {
+        /// The job.
+        job: JobId,
+        /// The node.
+        node: NodeIndex,
+        /// The attempt its result named.
+        attempt: Option<u32>,
+        /// What became of it.
+        status: AckStatus,
     },
     /// Wake the scheduler at this moment with this deadline.
     Arm(u64, Deadline),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, info, warn};
 
-use super::perform::{bury, perform, record};
+use super::perform::{bury, perform, record, when_kept};
 use super::shared::{Mail, SessionHandle, SessionSlot, SessionTag, Shared, going_down};
 use crate::job::{self, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, decode};
@@ -346,7 +346,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> SessionTask<S> {
         }
         let told = self.shared.tells_at_once();
         let mailbox = Arc::clone(&open.handle);
-        let mut done: Option<Done> = Some(Box::new(move |committed| {
+        let mut done: Option<Done> = Some(when_kept(&self.shared, &job, move |committed| {
             mailbox.deliver(Mail::Durable { index, job: id, seq: committed.outbox_seq });
         }));
         // A full lane means that results come faster than the disk takes them: this session waits.
