@@ -339,3 +339,74 @@ async fn a_drained_node_ends_what_it_has_and_gets_nothing_new() {
     let (status, _) = http(server.addr(), "POST", "/api/v1/nodes/nobody/drain", "").await;
     assert_eq!(status, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_asked_is_told_what_became_of_each_result() {
+    let server = TestServer::start(|_| {}).await;
+    let (mut node, jobs) = server.able_node("n1", "boot", &[], &[]).await;
+    assert_eq!(jobs, json!([]));
+    let (mut client, _) = speaker(&server).await;
+    let job = node.assignment().await;
+    node.answer(&job, "text").await;
+    assert_eq!(node.acked(&job).await, "committed");
+    assert_eq!(client.told().await["text_asr"], "text");
+    node.answer(&job, "twice").await;
+    assert_eq!(node.acked(&job).await, "duplicate");
+    let mut other = job.clone();
+    other["attempt_id"] = (job["attempt_id"].as_u64().unwrap() + 1).into();
+    node.answer(&other, "of no attempt").await;
+    assert_eq!(node.acked(&other).await, "stale");
+    other["job_id"] = "job-01234567-89ab-4def-8123-456789abcdef".into();
+    node.answer(&other, "of no job").await;
+    assert_eq!(node.acked(&other).await, "unknown");
+    for status in ["committed", "duplicate", "stale", "unknown"] {
+        let name = format!("utterd_result_acks_total{{status=\"{status}\"}}");
+        assert_eq!(server.metric(&name).await, 1.0, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_refusals_and_failures_are_acknowledged_too() {
+    let server = TestServer::start(|c| c.store.enabled = false).await;
+    let (mut node, _) = server.able_node("n1", "boot", &[], &[]).await;
+    let mut other = None;
+    for (code, told) in [("NODE_OVERLOADED", false), ("PROCESSING_ERROR", true)] {
+        let (mut client, _) = speaker(&server).await;
+        let job = node.assignment().await;
+        if !told {
+            other = Some(server.node("other", &ZH_EN).await);
+        }
+        node.fail(&job, fault(code, "no")).await;
+        assert_eq!(node.acked(&job).await, "committed");
+        if told {
+            assert_eq!(client.failure().await, code);
+        } else if let Some(mut other) = other.take() {
+            let job = other.assignment().await;
+            other.answer(&job, "text").await;
+            assert_eq!(client.told().await["text_asr"], "text");
+            drop(other);
+            server.until(|b| b["state"] == "offline", "/api/v1/nodes/other").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_did_not_ask_is_sent_nothing_it_does_not_know() {
+    let server = TestServer::start(|_| {}).await;
+    let mut peer = server.raw_node().await;
+    let mut register = register_message(Some("n1"), &ZH_EN);
+    // Without the name of its run it cannot be told apart from the next one.
+    register["extensions"] = json!(["result_ack"]);
+    peer.send(register).await;
+    let ack = peer.expect("node_register_ack").await;
+    assert!(ack.get("extensions").is_none() && ack.get("jobs").is_none(), "{ack}");
+    let mut node = FakeNode { peer, id: "n1".to_owned() };
+    server.until_node_is(&node, "ready").await;
+    let (mut client, _) = speaker(&server).await;
+    let job = node.assignment().await;
+    for text in ["text", "twice"] {
+        node.answer(&job, text).await;
+    }
+    client.told().await;
+    assert!(node.peer.all("result_ack").await.is_empty());
+}

@@ -4,6 +4,7 @@
 //! in; nothing here waits, reads a clock or takes a lock. Effects come from transitions that this
 //! call won, so each is performed once.
 
+mod ack;
 mod deadline;
 mod explain;
 mod place;
@@ -25,7 +26,8 @@ use papaya::HashMap;
 use crate::config;
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
-use crate::protocol::job::{Audio, JobSpec};
+use crate::protocol::hello::AckStatus;
+use crate::protocol::job::{Audio, JobSpec, Outcome};
 use crate::protocol::node::JobResult;
 use crate::protocol::{ErrorCode, JobId, SessionId};
 use crate::store::ChunkMark;
@@ -60,6 +62,17 @@ pub enum Effect {
         node: NodeIndex,
         /// Why, on the wire.
         reason: &'static str,
+    },
+    /// Tell the node, if it asked for that, what became of its result.
+    AckResult {
+        /// The job.
+        job: JobId,
+        /// The node.
+        node: NodeIndex,
+        /// The attempt its result named.
+        attempt: Option<u32>,
+        /// What became of it.
+        status: AckStatus,
     },
     /// Wake the scheduler at this moment with this deadline.
     Arm(u64, Deadline),
@@ -229,6 +242,27 @@ impl Scheduler {
         effects.push(Effect::Accept(Arc::clone(&job)));
         self.enqueue(&job, now, effects);
         Ok(Submitted::New(job))
+    }
+
+    /// Takes back a job of an earlier life of the server whose speech is gone: it ends here.
+    pub fn restore_lost(
+        &self,
+        id: JobId,
+        speaker: &Arc<Speaker>,
+        spec: JobSpec,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        self.admission.readmit(&speaker.open);
+        let audio = Audio::Raw(bytes::Bytes::new());
+        let (received_us, cut_us) = (now.us, now.us);
+        let key = table::idempotency_key(&spec);
+        let lost = Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
+        let job = Arc::new(self.make(id, (key, None), speaker, lost));
+        self.jobs.pin().insert(id, Arc::clone(&job));
+        self.metrics.jobs_live.inc();
+        let verdict = Verdict::of(ErrorCode::StorageCorrupt, "the speech of this job was not kept");
+        self.end(&job, Event::GiveUp(Outcome::Failed), verdict, None, now, effects);
     }
 
     /// The job of a submission that came before, if it did.

@@ -168,6 +168,19 @@ impl Scheduler {
         now: Now,
         effects: &mut Effects,
     ) -> Answered {
+        let (job, attempt) = (result.job_id, result.attempt_id);
+        let answered = self.take_answer(node, result, now, effects);
+        self.acknowledge(node, job, attempt, answered, effects);
+        answered
+    }
+
+    fn take_answer(
+        &self,
+        node: NodeIndex,
+        result: Box<JobResult>,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Answered {
         let Some(job) = self.job(result.job_id) else {
             self.stale("result_unknown");
             return Answered::Unknown;

@@ -58,6 +58,14 @@ pub struct Job {
     pub(super) placements_len: AtomicUsize,
     /// Why the last attempt came to nothing.
     pub(super) last_cause: AtomicU32,
+    /// Over which connection an attempt went out or is known to its node: the attempt in the upper
+    /// half, the connection's number in the lower; of the latest attempt, or of one before it.
+    pub(super) carried: AtomicU64,
+    /// Whose answer ended it: the node's index in the upper half (0 is none), the attempt that the
+    /// answer named in the lower (0 is none). Written by whoever took the answer.
+    pub(super) answered_by: AtomicU64,
+    /// Whether the outcome is on disk; without a store, whether there is one.
+    pub(super) kept: AtomicBool,
     pub(super) ended: OnceLock<Ended>,
 }
 
@@ -123,6 +131,9 @@ impl Job {
             placements: Default::default(),
             placements_len: AtomicUsize::new(0),
             last_cause: AtomicU32::new(0),
+            carried: AtomicU64::new(0),
+            answered_by: AtomicU64::new(0),
+            kept: AtomicBool::new(false),
             ended: OnceLock::new(),
             spec,
         }
@@ -213,6 +224,13 @@ impl Speaker {
             open: AtomicU32::new(0),
             sticky: AtomicU32::new(0),
             turn: ArcSwapOption::empty(),
+        }
+    }
+
+    /// The latest turn gets no further job.
+    pub fn close_turn(&self) {
+        if let Some(turn) = self.turn.load_full() {
+            turn.close();
         }
     }
 

@@ -15,6 +15,7 @@ use crate::node::tests::report_of;
 use crate::node::{Attached, State as NodeState};
 use crate::protocol::NodeId;
 use crate::protocol::TurnId;
+use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Cut, Outcome};
 use crate::protocol::node::NodeFault;
 
@@ -37,6 +38,7 @@ struct World {
     held: Vec<(Arc<Job>, NodeIndex, u32)>,
     settled: HashMap<JobId, Outcome>,
     cancels: Vec<(JobId, NodeIndex)>,
+    acks: Vec<(JobId, NodeIndex, Option<u32>, AckStatus)>,
     jobs: Vec<Arc<Job>>,
 }
 
@@ -64,6 +66,7 @@ impl World {
             held: Vec::new(),
             settled: HashMap::new(),
             cancels: Vec::new(),
+            acks: Vec::new(),
             jobs: Vec::new(),
         }
     }
@@ -88,6 +91,9 @@ impl World {
                     Effect::NodeChanged(index) => {
                         let node = self.registry.by_index(index).expect("known");
                         self.publisher.node_changed(&node);
+                    }
+                    Effect::AckResult { job, node, attempt, status } => {
+                        self.acks.push((job, node, attempt, status));
                     }
                     Effect::Accept(_) | Effect::Progress(..) => {}
                 }
@@ -128,7 +134,9 @@ impl World {
             ..spec("zh", "en")
         };
         let audio = Audio::Raw(Bytes::from_static(b"audio"));
-        let submission = Submission { spec, audio, received_us: 1, cut_us: self.now.us };
+        let (received_us, cut_us) = (1, self.now.us);
+        let submission =
+            Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
         let mut effects = Effects::new();
         let submitted = self.scheduler.submit(speaker, submission, self.now, &mut effects).unwrap();
         if let Submitted::New(job) = &submitted {
@@ -403,6 +411,60 @@ fn history_is_bounded() {
     assert_eq!(known, 3);
     assert_eq!(world.scheduler.keys.pin().len(), 3, "keys go with their jobs");
     assert_eq!(speaker.open.load(SeqCst), 0);
+}
+
+#[test]
+fn a_result_is_acknowledged_when_its_outcome_is_kept_and_no_copy_of_it_before() {
+    let mut world = World::new(small());
+    let node = world.join("a").node.index;
+    let speaker = world.scheduler.speaker(SessionId(1));
+    world.submit(&speaker, 0, 1, Cut::Manual);
+    world.flush();
+    let held = world.held[0].clone();
+    let (job, attempt) = (Arc::clone(&held.0), Some(held.2));
+    world.held.push(held.clone());
+    assert_eq!(world.answer_with(0, |_| {}), Answered::Settled);
+    assert_eq!(world.answer_with(0, |_| {}), Answered::Stale);
+    assert!(world.acks.is_empty(), "it is not kept yet");
+    let mut effects = Effects::new();
+    world.scheduler.kept(&job, &mut effects);
+    world.scheduler.kept(&job, &mut effects);
+    world.perform(effects);
+    assert_eq!(world.acks, [(job.id, node, attempt, AckStatus::Committed)]);
+    for (named, status) in [(attempt, AckStatus::Duplicate), (Some(1), AckStatus::Stale)] {
+        world.held.push(held.clone());
+        world.answer_with(0, |r| r.attempt_id = named);
+        assert_eq!(world.acks.pop(), Some((job.id, node, named, status)));
+    }
+    world.held.push(held.clone());
+    world.answer_with(0, |r| r.job_id = JobId(7));
+    assert_eq!(world.acks.pop(), Some((JobId(7), node, attempt, AckStatus::Unknown)));
+}
+
+#[test]
+fn a_result_that_is_no_outcome_is_acknowledged_at_once() {
+    let mut world = World::new(small());
+    let speaker = world.scheduler.speaker(SessionId(1));
+    let nodes = ["a", "b"].map(|id| world.join(id).node.index);
+    world.submit(&speaker, 0, 1, Cut::Manual);
+    world.flush();
+    let (job, node, attempt) = world.held[0].clone();
+    world.held.push((Arc::clone(&job), node, attempt));
+    world.answer_with(0, |r| {
+        (r.success, r.error) = (false, Some(fault("NODE_OVERLOADED", "")));
+    });
+    assert_eq!(world.acks.pop(), Some((job.id, node, Some(attempt), AckStatus::Committed)));
+    world.flush();
+    assert!(nodes.contains(&world.held[1].1) && world.held[1].1 != node);
+    world.answer_with(0, |_| {});
+    assert_eq!(world.acks.pop(), Some((job.id, node, Some(attempt), AckStatus::Stale)));
+    // Ended by somebody else than its node: there is nothing to wait for.
+    let mut effects = Effects::new();
+    world.scheduler.cancel(&job, "test", world.now, &mut effects);
+    world.perform(effects);
+    let (_, node, attempt) = world.held[0];
+    world.answer_with(0, |_| {});
+    assert_eq!(world.acks.pop(), Some((job.id, node, Some(attempt), AckStatus::Stale)));
 }
 
 /// A step of a random world.

@@ -15,6 +15,8 @@ pub const LANGUAGES_MAX: usize = 128;
 pub const PAIRS_PER_NODE_MAX: usize = LANGUAGES_MAX * LANGUAGES_MAX;
 /// Services read from one report of a node.
 pub const SERVICES_MAX: usize = 256;
+/// Attempts read from each list of a node's hello.
+pub const HELLO_ENTRIES_MAX: usize = 1_024;
 /// Candidate languages of a session whose source is `auto`.
 pub const AUTO_LANGS_MAX: usize = 16;
 /// Longest Opus packet taken for one, in bytes: RFC 6716 allows 1,275 a frame and 48 frames of
@@ -33,6 +35,8 @@ pub const HEAD_BYTES_MAX: usize = 256 * 1024;
 
 const _: () = assert!(TEXT_BYTES_MAX < RESULT_TEXT_BYTES_MAX);
 const _: () = assert!(RESULT_TEXT_BYTES_MAX * 2 < HEAD_BYTES_MAX);
+// An attempt takes less than 96 bytes as JSON; a quarter is left for the rest of a registration.
+const _: () = assert!(2 * HELLO_ENTRIES_MAX * 96 <= HEAD_BYTES_MAX / 4 * 3);
 const _: () = assert!(OPUS_PACKET_BYTES_MAX <= u16::MAX as usize);
 
 /// The longest prefix of `text` within `bytes_max` bytes that ends on a character.

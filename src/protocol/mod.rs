@@ -5,6 +5,7 @@
 
 pub mod audio;
 pub mod error;
+pub mod hello;
 pub mod ids;
 pub mod job;
 mod lenient;

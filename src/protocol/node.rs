@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::DecodeError;
+use super::hello::{AckStatus, Hello, HelloWire, Instruction};
 use super::ids::{JobId, Lang, Pair, SessionId, TurnId};
 use super::job::{Audio, FeatureFlags, JobSpec, Pipeline};
 use super::{lenient, limits, splice};
@@ -253,6 +254,8 @@ pub struct Report {
     pub max_concurrent_jobs: Option<u32>,
     /// Whether it serves everyone.
     pub accept_public_jobs: bool,
+    /// Extension: what it has from before (registration only).
+    pub hello: Option<Box<Hello>>,
 }
 
 impl From<ReportWire> for Report {
@@ -291,6 +294,7 @@ impl From<ReportWire> for Report {
             load: wire.resource_usage,
             max_concurrent_jobs: wire.max_concurrent_jobs,
             accept_public_jobs: wire.accept_public_jobs.unwrap_or(true),
+            hello: None,
         }
     }
 }
@@ -460,8 +464,8 @@ struct Tag {
     kind: String,
 }
 
-const SERVER_TYPES: [&str; 5] =
-    ["node_register_ack", "job_assign", "job_cancel", "node_control", "error"];
+const SERVER_TYPES: [&str; 6] =
+    ["node_register_ack", "job_assign", "job_cancel", "result_ack", "node_control", "error"];
 
 /// Decodes one text frame.
 pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
@@ -472,7 +476,11 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
         }
     }
     match parse::<Tag>(frame)?.kind.as_str() {
-        "node_register" => report(frame).map(Message::Register),
+        "node_register" => {
+            let hello = parse::<HelloWire>(frame)?.read().map(Box::new);
+            let report = Report { hello, ..*report(frame)? };
+            Ok(Message::Register(Box::new(report)))
+        }
         "node_heartbeat" => report(frame).map(Message::Heartbeat),
         "job_result" => {
             let mut head: ResultHead = parse(frame)?;
@@ -568,6 +576,16 @@ pub enum Command {
         node_id: String,
         message: &'static str,
         status: &'static str,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        extensions: Vec<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        jobs: Option<Vec<Instruction>>,
+    },
+    ResultAck {
+        job_id: JobId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        attempt_id: Option<u32>,
+        status: AckStatus,
     },
     JobCancel {
         job_id: JobId,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{debug, warn};
 
-use super::perform::record;
+use super::perform::{record, when_kept};
 use super::session::SessionTask;
 use super::shared::{Mail, SessionHandle, SessionTag};
 use crate::protocol::{JobId, SessionId};
@@ -166,13 +166,12 @@ impl SessionTask {
     async fn record(&mut self, index: u64, id: JobId, frame: Bytes) {
         let Some(open) = &mut self.open else { return };
         let Some(job) = open.settled.remove(&id) else { return };
+        let mailbox = Arc::clone(&open.handle);
         if self.shared.store.is_none() {
             // Nothing to wait for.
-            let mail = Mail::News(News::Durable { job: id, seq: None });
-            return open.handle.deliver(mail);
+            mailbox.deliver(Mail::News(News::Durable { job: id, seq: None }));
         }
-        let mailbox = Arc::clone(&open.handle);
-        let mut done: Option<Done> = Some(Box::new(move |committed| {
+        let mut done: Option<Done> = Some(when_kept(&self.shared, &job, move |committed| {
             let seq = committed.outbox_seq;
             mailbox.deliver(Mail::News(News::Durable { job: id, seq }));
         }));

@@ -6,6 +6,7 @@
 
 mod clock;
 mod control;
+mod delivery;
 mod node;
 mod perform;
 mod recover;

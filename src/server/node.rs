@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -11,6 +12,7 @@ use super::perform::perform;
 use super::shared::{Link, NodeTag, Shared, going_down};
 use crate::job::{Answered, Effects};
 use crate::node::Attached;
+use crate::protocol::hello::RESULT_ACK;
 use crate::protocol::node::{Command, Message, Report, decode};
 use crate::protocol::{NodeId, limits};
 use crate::store::NodeRow;
@@ -29,6 +31,8 @@ pub(super) struct NodeTask<S> {
     connection: Connection<S, NodeTag>,
     outbox: Arc<Outbox<NodeTag>>,
     attached: Option<Attached>,
+    /// The node is told what becomes of its results.
+    acks: bool,
     effects: Effects,
 }
 
@@ -39,7 +43,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         connection: Connection<S, NodeTag>,
         outbox: Arc<Outbox<NodeTag>>,
     ) -> Self {
-        Self { shared, peer, connection, outbox, attached: None, effects: Effects::new() }
+        let effects = Effects::new();
+        Self { shared, peer, connection, outbox, attached: None, acks: false, effects }
     }
 
     /// Lives as long as the connection.
@@ -139,8 +144,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         if self.is_foreign(report.node_id.as_deref()) {
             self.shared.metrics.foreign.with_label_values(&["node"]).inc();
         }
+        self.acks |= report.hello.is_some();
         if let Some(attached) = &self.attached {
             self.acknowledge(&attached.node.id);
+            if let Some(link) = self.shared.links.pin().get(&attached.node.index)
+                && link.generation == attached.generation
+            {
+                link.acks.store(self.acks, SeqCst);
+            }
         } else {
             let named = report.node_id.as_deref().filter(|id| !id.is_empty());
             let id = named.map_or_else(fresh_id, NodeId::from);
@@ -157,7 +168,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
 
     fn acknowledge(&self, id: &NodeId) {
         let (node_id, message) = (id.to_string(), "Node registered successfully");
-        self.send(&Command::NodeRegisterAck { node_id, message, status: "registering" });
+        let extensions = if self.acks { vec![RESULT_ACK] } else { Vec::new() };
+        let status = "registering";
+        let jobs = self.acks.then(Vec::new);
+        self.send(&Command::NodeRegisterAck { node_id, message, status, extensions, jobs });
     }
 
     /// What the configured switches hold against a registration, if anything.
@@ -215,7 +229,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             self.acknowledge(&attached.node.id);
         }
         let (generation, outbox) = (attached.generation, Arc::clone(&self.outbox));
-        let link = Arc::new(Link { generation, outbox, peer: self.peer });
+        let acks = self.acks.into();
+        let link = Arc::new(Link { generation, outbox, peer: self.peer, acks });
         let links = self.shared.links.pin();
         let old = links.insert(attached.node.index, link).map(Arc::clone);
         if let Some(old) = old {

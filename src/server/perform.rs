@@ -2,6 +2,7 @@
 //! deadlines to the wheel, news to sessions. Nothing here waits.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 use tracing::{debug, info, warn};
@@ -9,12 +10,13 @@ use tracing::{debug, info, warn};
 use super::shared::{Mail, SessionHandle, Shared};
 use crate::job::{Effect, Effects, Ended, Job, Progress};
 use crate::node::NodeIndex;
-use crate::protocol::ErrorCode;
+use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
+use crate::protocol::{ErrorCode, JobId};
 use crate::session::{Answer, News};
-use crate::store::{Done, Refused, Why, Write};
+use crate::store::{Committed, Done, Refused, Why, Write};
 use crate::store::{IdemRow, JobRow, TerminalRow};
 use crate::telemetry::{Now, Stage};
 use crate::transport::{Frame, Refusal};
@@ -36,6 +38,9 @@ fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: No
             let trace_id = Some(job.spec.trace_id.to_string());
             let command = Command::JobCancel { job_id: job.id, trace_id, reason: Some(reason) };
             tell_node(shared, node, &command);
+        }
+        Effect::AckResult { job, node, attempt, status } => {
+            acknowledge(shared, node, job, attempt, status);
         }
         Effect::Arm(at, deadline) => shared.control.arms.push((at, deadline)),
         Effect::Progress(job, progress) => tell_progress(shared, &job, progress),
@@ -112,6 +117,22 @@ pub(super) fn tell_node(shared: &Shared, node: NodeIndex, command: &Command) {
     }
 }
 
+/// Tells the node what became of its result, if it wants to know. What does not get through is
+/// asked again by the node.
+fn acknowledge(
+    shared: &Shared,
+    node: NodeIndex,
+    job_id: JobId,
+    attempt_id: Option<u32>,
+    status: AckStatus,
+) {
+    let link = shared.links.pin().get(&node).map(Arc::clone);
+    if link.is_some_and(|link| link.acks.load(SeqCst)) {
+        shared.metrics.result_acks.with_label_values(&[status.as_str()]).inc();
+        tell_node(shared, node, &Command::ResultAck { job_id, attempt_id, status });
+    }
+}
+
 fn tell_progress(shared: &Shared, job: &Arc<Job>, progress: Progress) {
     let index = job.spec.utterance_index;
     if let Progress::Dispatched = progress {
@@ -157,14 +178,15 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
 }
 
 /// Nobody is there to hear how the job ended; it is kept all the same.
-fn keep_unheard(shared: &Shared, job: &Job) {
-    if record(shared, job, None, None).is_err() {
+fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>) {
+    let done = when_kept(shared, job, |_| {});
+    if record(shared, job, None, Some(done)).is_err() {
         warn!(job = %job.id, "the store is behind: an outcome nobody waits for was not kept");
     }
 }
 
 /// Takes the mail of a session that is over.
-pub(super) fn bury(shared: &Shared, session: &SessionHandle) {
+pub(super) fn bury(shared: &Arc<Shared>, session: &SessionHandle) {
     while let Some(mail) = session.take() {
         if let Mail::Settled(job, _) = mail {
             keep_unheard(shared, &job);
@@ -214,14 +236,37 @@ fn speaks_of_nodes(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::PoisonJob | ErrorCode::JobTimeout | ErrorCode::NodeUnavailable)
 }
 
+/// What follows when the outcome of the job is on disk: its node may forget it, then `more`.
+pub(super) fn when_kept(
+    shared: &Arc<Shared>,
+    job: &Arc<Job>,
+    more: impl FnOnce(Committed) + Send + 'static,
+) -> Done {
+    let (shared, job) = (Arc::clone(shared), Arc::clone(job));
+    Box::new(move |committed| {
+        kept(&shared, &job);
+        more(committed);
+    })
+}
+
+fn kept(shared: &Arc<Shared>, job: &Arc<Job>) {
+    let mut effects = Effects::new();
+    shared.scheduler.kept(job, &mut effects);
+    perform(shared, &mut effects, shared.now());
+}
+
 /// Hands the outcome of a job to the store, with the frame owed to the client if there is one.
 pub(super) fn record(
-    shared: &Shared,
-    job: &Job,
+    shared: &Arc<Shared>,
+    job: &Arc<Job>,
     outbox: Option<Bytes>,
     done: Option<Done>,
 ) -> Result<(), Option<Done>> {
-    let (Some(store), Some(ended)) = (&shared.store, job.ended()) else { return Ok(()) };
+    let Some(ended) = job.ended() else { return Ok(()) };
+    let Some(store) = &shared.store else {
+        kept(shared, job);
+        return Ok(());
+    };
     let terminal = TerminalRow {
         id: job.id,
         session: job.spec.session,

@@ -8,11 +8,18 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::perform::perform;
-use super::shared::Shared;
+use super::session::{Open, SessionTask};
+use super::shared::{ResumeKey, SessionSlot, Shared};
 use crate::config::{Config, Pool, check_pools};
-use crate::job::{Effects, Submission};
-use crate::protocol::job::{Audio, Outcome};
-use crate::store::{PoolConfigRow, Recovered, RecoveredJob, TerminalRow, Write};
+use crate::job::{Effects, Speaker, Submission};
+use crate::protocol::SessionId;
+use crate::protocol::job::Audio;
+use crate::protocol::session::{Request, decode};
+use crate::session::{Past, Profile};
+use crate::store::{
+    JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, Write,
+};
+use crate::telemetry::Now;
 
 /// The pool configuration to begin with and its version: the stored one if an operator changed it
 /// while the server ran, else the file's.
@@ -31,58 +38,115 @@ pub(super) fn pools(config: &Config, stored: Option<&PoolConfigRow>) -> (Vec<Poo
     }
 }
 
-/// Queues every unfinished job again, in the order they were accepted.
+/// Queues every unfinished job again, in the order they were accepted, and brings every open
+/// session back, without its client for now.
 pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
     let Some(recovered) = recovered else { return };
     let now = shared.now();
-    let (mut effects, mut speakers) = (Effects::new(), BTreeMap::new());
+    let mut returned: BTreeMap<SessionId, Returned> = BTreeMap::new();
+    for session in recovered.sessions {
+        let id = session.row.id;
+        match Returned::of(shared, session, now) {
+            Some(back) => drop(returned.insert(id, back)),
+            None => close(shared, id),
+        }
+    }
+    let (mut effects, mut strangers) = (Effects::new(), BTreeMap::new());
     let (mut restored, mut lost) = (0_u32, 0_u32);
     for RecoveredJob { row, audio } in recovered.jobs {
+        let session = row.spec.session;
+        let speaker = match returned.get_mut(&session) {
+            Some(back) => back.speaker_of(&row),
+            None => {
+                strangers.entry(session).or_insert_with(|| shared.scheduler.speaker(session)).clone()
+            }
+        };
         let Ok(audio) = audio else {
             lost += 1;
-            without_audio(shared, &row, now.unix_ms);
+            shared.scheduler.restore_lost(row.id, &speaker, row.spec, now, &mut effects);
             continue;
         };
         restored += 1;
-        let session = row.spec.session;
-        let speaker = speakers.entry(session).or_insert_with(|| shared.scheduler.speaker(session));
         let submission = Submission {
             spec: row.spec,
             audio: Audio::Raw(audio),
             received_us: now.us,
             cut_us: now.us,
+            chunks: row.chunks,
+            key: None,
         };
-        shared.scheduler.restore(row.id, speaker, submission, now, &mut effects);
+        shared.scheduler.restore(row.id, &speaker, submission, now, &mut effects);
     }
-    perform(shared, &mut effects, now);
     for row in &recovered.idempotency {
         let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms);
-        shared.scheduler.remember(row.key, row.job, left_ms, now, &mut effects);
+        let key = (row.key, row.digest);
+        shared.scheduler.remember(key, row.job, left_ms, now, &mut effects);
+    }
+    let sessions = returned.len();
+    // Before the jobs move, so that no outcome finds its session missing.
+    for back in returned.into_values() {
+        tokio::spawn(back.task(shared, now).run());
     }
     perform(shared, &mut effects, now);
-    if restored + lost > 0 || recovered.bad_rows > 0 {
+    if restored + lost > 0 || sessions > 0 || recovered.bad_rows > 0 {
         let bad_rows = recovered.bad_rows;
-        warn!(restored, lost, bad_rows, "unfinished jobs of an earlier run were taken back");
+        warn!(restored, lost, sessions, bad_rows, "taken back from an earlier run");
     }
 }
 
-/// A job whose speech was not kept cannot be done again.
-fn without_audio(shared: &Shared, row: &crate::store::JobRow, now_unix_ms: u64) {
+/// A session that was open, and what is known of it.
+struct Returned {
+    open: Open,
+    past: Past,
+}
+
+impl Returned {
+    /// None if the stored session cannot be made sense of.
+    fn of(shared: &Arc<Shared>, session: RecoveredSession, now: Now) -> Option<Self> {
+        let RecoveredSession { row, next_seq, next_index, chunks, owed, owed_bytes } = session;
+        let Ok(Request::Init(init)) = decode(&row.init.into()) else {
+            warn!(session = %row.id, "a stored session cannot be made anew");
+            return None;
+        };
+        let profile = Profile::new(*init, row.trace_id).ok()?;
+        let key = row.resume_hash.map(|hash| ResumeKey { epoch: row.epoch, hash });
+        let slot = SessionSlot::take_back(shared);
+        let open = Open::new(shared, row.id, profile, row.epoch, key, now, slot);
+        let (first_seq, frames) = match owed {
+            Some((first, last)) => (first, last + 1 - first),
+            None => (next_seq, 0),
+        };
+        // Their lengths matter only in sum.
+        let each = owed_bytes.checked_div(frames).unwrap_or(0);
+        let owed = vec![u32::try_from(each).unwrap_or(u32::MAX); frames as usize];
+        let past = Past { next_index, chunks, first_seq, owed, ..Past::default() };
+        Some(Self { open, past })
+    }
+
+    /// One of its jobs is taken back.
+    fn speaker_of(&mut self, row: &JobRow) -> Arc<Speaker> {
+        self.past.open.insert(row.spec.utterance_index, row.id);
+        let open = !row.spec.cut.closes_turn();
+        self.past.turn = open.then_some(row.spec.turn);
+        Arc::clone(&self.open.speaker)
+    }
+
+    fn task(self, shared: &Arc<Shared>, now: Now) -> SessionTask {
+        let Self { mut open, mut past } = self;
+        if !open.session.profile.resume {
+            // Nobody will speak on.
+            past.turn = None;
+            open.speaker.close_turn();
+        }
+        let mut effects = crate::session::Effects::new();
+        open.session.restore(past, now, &mut effects);
+        SessionTask::restored(Arc::clone(shared), open, effects)
+    }
+}
+
+fn close(shared: &Shared, session: SessionId) {
     let Some(store) = &shared.store else { return };
-    let terminal = TerminalRow {
-        id: row.id,
-        session: row.spec.session,
-        utterance_index: row.spec.utterance_index,
-        outcome: Outcome::Failed,
-        code: "STORAGE_CORRUPT".to_owned(),
-        message: "the speech of this job was not kept".to_owned(),
-        attempts: row.attempts,
-        node: None,
-        settled_unix_ms: now_unix_ms,
-        explanation: Vec::new(),
-    };
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox: None, dead: false };
-    if store.submit(write, None).is_err() {
-        warn!(job = %row.id, "a job without its speech stays to be ended at the next start");
+    if store.submit(Write::CloseSession(session), None).is_err() {
+        warn!(%session, "a session without sense stays until the next start");
     }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tracing::{debug, info, warn};
 
 use super::perform::{bury, perform};
@@ -66,8 +65,8 @@ impl SessionTask {
     }
 
     /// For a session of an earlier life of the server, whose client is not here.
-    pub(super) fn restored(shared: Arc<Shared>, open: Open) -> Self {
-        Self::of(shared, None, Some(open))
+    pub(super) fn restored(shared: Arc<Shared>, open: Open, effects: Effects) -> Self {
+        Self { effects, ..Self::of(shared, None, Some(open)) }
     }
 
     fn of(shared: Arc<Shared>, line: Option<Line>, open: Option<Open>) -> Self {
@@ -225,7 +224,7 @@ impl SessionTask {
             open.handle.peer.store(Some(Arc::new(line.peer)));
         }
         info!(session = %open.handle.id, trace_id = %open.session.profile.trace_id,
-            peer = ?open.handle.peer.load(), src = %open.session.profile.src,
+            peer = ?open.handle.peer.load_full(), src = %open.session.profile.src,
             tgt = %open.session.profile.tgt, platform = %open.session.profile.platform,
             "session opened");
         self.shared.metrics.sessions_opened.inc();

@@ -107,6 +107,8 @@ pub(super) struct Link {
     pub(super) generation: u64,
     pub(super) outbox: Arc<Outbox<NodeTag>>,
     pub(super) peer: SocketAddr,
+    /// Whether the node wants to be told what becomes of its results.
+    pub(super) acks: AtomicBool,
 }
 
 /// Mail for a session's task.

@@ -71,7 +71,7 @@ pub struct SessionRow {
 }
 
 /// How far the audio stream of a session is inside jobs that are on the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct ChunkMark {
     /// Number of the last chunk that is wholly inside them.
     pub through: u64,

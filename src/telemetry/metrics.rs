@@ -129,6 +129,10 @@ metrics! {
         "Version of the pool snapshot that placements read now.";
     counters foreign = "utterd_foreign_ids_total" ["socket"]
         "Messages that named an id of another connection; never acted upon.";
+    counters result_acks = "utterd_result_acks_total" ["status"]
+        "Results acknowledged to nodes that asked for it, by status.";
+    counters hello_jobs = "utterd_hello_jobs_total" ["action"]
+        "Jobs that nodes named when they came again, by what was answered; and those not named.";
     counters quarantines = "utterd_node_quarantines_total" ["why"]
         "Nodes taken out for a time, by cause.";
     counter model_na_received = "scheduler_model_na_received_total"

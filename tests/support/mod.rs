@@ -79,6 +79,20 @@ impl TestServer {
         node
     }
 
+    /// A node that can say what it has, and is in the pools; what it is answered, job by job.
+    pub async fn able_node(
+        &self,
+        id: &str,
+        boot_id: &str,
+        inflight: &[&Value],
+        unacked: &[&Value],
+    ) -> (FakeNode, Value) {
+        let hello = hello_message(id, boot_id, inflight, unacked);
+        let (node, jobs) = FakeNode::hello(self.raw_node().await, hello).await;
+        self.settle_pools(id).await;
+        (node, jobs)
+    }
+
     /// A node for Chinese and English whose name may have any characters.
     pub async fn node_named(&self, name: &str) -> FakeNode {
         let node = FakeNode::register(self.raw_node().await, name, &["zh", "en"]).await;
@@ -456,6 +470,23 @@ pub fn register_message(id: Option<&str>, languages: &[&str]) -> Value {
             "semantic_languages": languages, "semantic_core_ready": true}})
 }
 
+/// A registration of a node that can say what it has: assignments it works on, and those it has
+/// answered without being told that the answer was taken.
+pub fn hello_message(id: &str, boot_id: &str, inflight: &[&Value], unacked: &[&Value]) -> Value {
+    let list = |jobs: &[&Value]| -> Vec<Value> {
+        let attempt = |job: &&Value| {
+            json!({"job_id": job["job_id"], "attempt_id": job["attempt_id"]})
+        };
+        jobs.iter().map(attempt).collect()
+    };
+    let mut message = register_message(Some(id), &["zh", "en"]);
+    message["extensions"] = json!(["result_ack"]);
+    message["boot_id"] = boot_id.into();
+    message["inflight"] = list(inflight).into();
+    message["unacked"] = list(unacked).into();
+    message
+}
+
 /// A heartbeat as the real node agent writes it.
 pub fn heartbeat_message(id: &str, languages: &[&str]) -> Value {
     let mut message = register_message(Some(id), languages);
@@ -477,6 +508,21 @@ impl FakeNode {
         peer.send(register_message(Some(id), languages)).await;
         let ack = peer.expect("node_register_ack").await;
         Self { id: ack["node_id"].as_str().unwrap().to_owned(), peer }
+    }
+
+    /// With a hello; the node and what it is answered, job by job.
+    pub async fn hello(mut peer: Peer, message: Value) -> (Self, Value) {
+        peer.send(message).await;
+        let ack = peer.expect("node_register_ack").await;
+        assert_eq!(ack["extensions"], json!(["result_ack"]));
+        (Self { id: ack["node_id"].as_str().unwrap().to_owned(), peer }, ack["jobs"].clone())
+    }
+
+    /// What the next result acknowledged has become.
+    pub async fn acked(&mut self, job: &Value) -> String {
+        let ack = self.peer.expect("result_ack").await;
+        assert_eq!((&ack["job_id"], &ack["attempt_id"]), (&job["job_id"], &job["attempt_id"]));
+        ack["status"].as_str().unwrap().to_owned()
     }
 
     /// Where the API tells about it.
