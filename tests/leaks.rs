@@ -169,7 +169,7 @@ async fn while_a_result_waits_for_the_one_before_it() {
         sentence(&mut client, &id, 2).await;
         let (first, second) = (node.assignment().await, node.assignment().await);
         node.answer(&second, "second").await;
-        server.job_at(&second["job_id"], "durable").await;
+        server.job_at(&second["job_id"], "settled").await;
         leave(client, exit).await;
         cancelled(&mut node, &[&first]).await;
         server.until_nothing_is_left().await;

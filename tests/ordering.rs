@@ -106,7 +106,7 @@ async fn a_result_waits_for_the_one_before_it() {
     sentence(&mut client, &id, 2).await;
     let (first, second) = (node.assignment().await, node.assignment().await);
     node.answer(&second, "second").await;
-    server.job_at(&second["job_id"], "durable").await;
+    server.job_at(&second["job_id"], "settled").await;
     assert!(client.all("translation_result").await.is_empty(), "overtook the one before it");
     node.answer(&first, "first").await;
     for (index, text) in ["first", "second"].into_iter().enumerate() {
@@ -125,7 +125,7 @@ async fn a_result_that_is_missing_too_long_is_told_as_a_gap_and_delivered_late()
     sentence(&mut client, &id, 2).await;
     let (first, second) = (node.assignment().await, node.assignment().await);
     node.answer(&second, "second").await;
-    server.job_at(&second["job_id"], "durable").await;
+    server.job_at(&second["job_id"], "settled").await;
     server.advance(Duration::from_millis(5_001));
     let gap = client.told().await;
     assert_eq!(gap["type"], "missing_result");

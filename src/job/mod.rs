@@ -27,10 +27,9 @@ use crate::config;
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
 use crate::protocol::hello::AckStatus;
-use crate::protocol::job::{Audio, JobSpec, Outcome};
+use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
 use crate::protocol::node::JobResult;
 use crate::protocol::{ErrorCode, JobId, SessionId};
-use crate::store::ChunkMark;
 use crate::telemetry::{Metrics, Now, Stage};
 use crate::tenant::{Admission, Denied};
 
@@ -271,7 +270,11 @@ impl Scheduler {
         if let Some((key, digest)) = named
             && let Some(known) = keys.get(&key)
         {
-            return if known.digest == digest { Ok(Some(known.job)) } else { Err(Denied::Conflict) };
+            return if known.digest == digest {
+                Ok(Some(known.job))
+            } else {
+                Err(Denied::Conflict)
+            };
         }
         Ok(keys.get(&key).map(|known| known.job))
     }

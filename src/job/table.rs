@@ -9,9 +9,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::Submission;
 use super::state::{State, Word};
 use crate::node::{NodeIndex, Reasons};
-use crate::protocol::job::{Audio, JobSpec, Outcome};
+use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
 use crate::protocol::{ErrorCode, JobId, Lang, NodeId, Pair, SessionId, TurnId};
-use crate::store::ChunkMark;
 use crate::telemetry::Stamps;
 
 /// Nodes a job can have been to; also the bound of attempts.

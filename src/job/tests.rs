@@ -135,8 +135,7 @@ impl World {
         };
         let audio = Audio::Raw(Bytes::from_static(b"audio"));
         let (received_us, cut_us) = (1, self.now.us);
-        let submission =
-            Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
+        let submission = Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
         let mut effects = Effects::new();
         let submitted = self.scheduler.submit(speaker, submission, self.now, &mut effects).unwrap();
         if let Submitted::New(job) = &submitted {

@@ -47,6 +47,15 @@ impl Cut {
     }
 }
 
+/// How far the audio stream of a session is inside jobs that are on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct ChunkMark {
+    /// Number of the last chunk that is wholly inside them.
+    pub through: u64,
+    /// Bytes of the next chunk that are inside them too.
+    pub skip: u32,
+}
+
 /// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -84,7 +84,8 @@ impl SessionTask {
     /// Sends what the client can do without, if it keeps up; else hands it back.
     fn remark(&mut self, text: Bytes) -> Option<Bytes> {
         let line = self.line.as_ref()?;
-        let keeps_up = keeps_up(&line.outbox, self.shared.config.transport.session_outbox_frames_max);
+        let keeps_up =
+            keeps_up(&line.outbox, self.shared.config.transport.session_outbox_frames_max);
         let frame = Frame { text, tag: SessionTag::Plain };
         let left = match keeps_up {
             true => line.outbox.push(frame).err().map(|refused| refused.frame),

@@ -195,6 +195,7 @@ fn assemble(config: Config, opened: (Option<Store>, Option<Recovered>)) -> Assem
         store,
         sessions,
         sessions_open: 0.into(),
+        peers: HashMap::with_hasher(RandomState::default()),
         links,
         control,
         ready: false.into(),

@@ -16,9 +16,7 @@ use crate::protocol::SessionId;
 use crate::protocol::job::Audio;
 use crate::protocol::session::{Request, decode};
 use crate::session::{Past, Profile};
-use crate::store::{
-    JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, Write,
-};
+use crate::store::{JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, Write};
 use crate::telemetry::Now;
 
 /// The pool configuration to begin with and its version: the stored one if an operator changed it
@@ -58,7 +56,8 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         let speaker = match returned.get_mut(&session) {
             Some(back) => back.speaker_of(&row),
             None => {
-                strangers.entry(session).or_insert_with(|| shared.scheduler.speaker(session)).clone()
+                let stranger = || shared.scheduler.speaker(session);
+                Arc::clone(strangers.entry(session).or_insert_with(stranger))
             }
         };
         let Ok(audio) = audio else {

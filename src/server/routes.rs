@@ -316,7 +316,7 @@ impl Routes {
     }
 
     fn sessions(&self) -> Value {
-        let sessions = self.shared.sessions.pin();
+        let (sessions, peers) = (self.shared.sessions.pin(), self.shared.peers.pin());
         let mut rows: Vec<_> = sessions.values().map(Arc::clone).collect();
         rows.sort_by_key(|s| std::cmp::Reverse(s.opened_unix_ms));
         let total = rows.len();
@@ -332,7 +332,7 @@ impl Routes {
                     "client_version": s.profile.client_version,
                     "src_lang": s.profile.src,
                     "tgt_lang": s.profile.tgt,
-                    "peer": s.peer.load_full().map(|peer| peer.to_string()),
+                    "peer": peers.get(&s.id).map(ToString::to_string),
                     "owed": s.owed.load(SeqCst),
                     "opened_unix_ms": s.opened_unix_ms,
                     "open_jobs": s.open_jobs.load(SeqCst),

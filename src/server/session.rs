@@ -122,7 +122,7 @@ impl SessionTask {
         line.outbox.close();
         self.shared.metrics.connections.with_label_values(&["session"]).dec();
         if let Some(open) = &self.open {
-            open.handle.peer.store(None);
+            self.shared.peers.pin().remove(&open.handle.id);
         }
     }
 
@@ -221,10 +221,10 @@ impl SessionTask {
         let ack = open.session.ack(secret);
         open.unstored = Some(open.row(frame));
         if let Some(line) = &self.line {
-            open.handle.peer.store(Some(Arc::new(line.peer)));
+            self.shared.peers.pin().insert(open.handle.id, line.peer);
         }
         info!(session = %open.handle.id, trace_id = %open.session.profile.trace_id,
-            peer = ?open.handle.peer.load_full(), src = %open.session.profile.src,
+            peer = ?self.line.as_ref().map(|line| line.peer), src = %open.session.profile.src,
             tgt = %open.session.profile.tgt, platform = %open.session.profile.platform,
             "session opened");
         self.shared.metrics.sessions_opened.inc();
@@ -286,7 +286,7 @@ impl SessionTask {
                 spawn_stranger(&self.shared, line, session_id);
                 continue;
             }
-            open.handle.peer.store(Some(Arc::new(line.peer)));
+            self.shared.peers.pin().insert(open.handle.id, line.peer);
             let (owed, session) = (open.session.owed().0, open.handle.id);
             info!(%session, peer = %line.peer, last_seq, owed, "session resumed");
             self.shared.metrics.resumes.with_label_values(&["resumed"]).inc();
@@ -419,6 +419,7 @@ impl SessionTask {
     fn forget(&self, open: Open, over: bool) {
         let handle = &open.handle;
         self.shared.sessions.pin().remove(&handle.id);
+        self.shared.peers.pin().remove(&handle.id);
         handle.end();
         bury(&self.shared, handle);
         turn_away(&self.shared, handle);
@@ -448,8 +449,7 @@ impl Open {
     ) -> Self {
         let config = &shared.config;
         let jobs_max = config.session.jobs_max;
-        let handle =
-            Arc::new(SessionHandle::new(id, profile.clone(), now.unix_ms, key, jobs_max));
+        let handle = Arc::new(SessionHandle::new(id, profile.clone(), now.unix_ms, key, jobs_max));
         shared.sessions.pin().insert(id, Arc::clone(&handle));
         let own = (config.session.clone(), config.segmenter.clone());
         Self {

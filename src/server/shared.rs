@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use foldhash::fast::RandomState;
@@ -42,6 +41,8 @@ pub(super) struct Shared {
     pub(super) store: Option<Store>,
     pub(super) sessions: HashMap<SessionId, Arc<SessionHandle>, RandomState>,
     pub(super) sessions_open: AtomicUsize,
+    /// Where the clients of sessions are, if they are connected.
+    pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
     pub(super) control: Control,
     /// Set once all listeners accept; cleared while draining.
@@ -126,8 +127,6 @@ pub(super) enum Mail {
 pub(super) struct SessionHandle {
     pub(super) id: SessionId,
     pub(super) profile: Profile,
-    /// Where its client is, if one is connected.
-    pub(super) peer: ArcSwapOption<SocketAddr>,
     pub(super) opened_unix_ms: u64,
     /// By which its client can prove who it is when it comes back.
     pub(super) key: Option<ResumeKey>,
@@ -155,7 +154,6 @@ impl SessionHandle {
         Self {
             id,
             profile,
-            peer: ArcSwapOption::empty(),
             opened_unix_ms,
             key,
             open_jobs: AtomicUsize::new(0),

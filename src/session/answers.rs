@@ -3,9 +3,7 @@
 use bytes::Bytes;
 
 use crate::protocol::node::JobResult;
-use crate::protocol::session::{
-    Event, NetworkTimings, TranslationResult, UiEvent, with_fields,
-};
+use crate::protocol::session::{Event, NetworkTimings, TranslationResult, UiEvent, with_fields};
 use crate::protocol::{ErrorCode, JobId};
 use crate::telemetry::Now;
 
@@ -67,8 +65,11 @@ impl Session {
                 self.tell_chunks(effects);
                 if self.profile.accepted && self.open.get(&index) == Some(&job) {
                     let session_id = self.id;
-                    let event =
-                        Event::UtteranceAccepted { session_id, utterance_index: index, job_id: job };
+                    let event = Event::UtteranceAccepted {
+                        session_id,
+                        utterance_index: index,
+                        job_id: job,
+                    };
                     self.send(&event, effects);
                 }
             }

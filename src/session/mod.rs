@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::protocol::audio::Format;
-use crate::protocol::job::{Audio, Cut, JobSpec};
+use crate::protocol::job::{Audio, ChunkMark, Cut, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::session::{
     Event, NetworkTimings, Request, Resumable, ResumeAck, UiEvent, UiStatus, Unfinished,
@@ -43,7 +43,6 @@ const PAUSE_APART_US: u64 = 500_000;
 
 pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
 pub use profile::Profile;
-pub use stream::ChunkMark;
 
 /// What reaches a session.
 #[derive(Debug)]
@@ -396,10 +395,10 @@ impl Session {
         let Some(resumed) = self.delivery.attach(last_seq) else { return false };
         self.detached_until = None;
         self.segmenter.resume(now);
-        let utterances = self.open.iter().map(|(index, job)| Unfinished {
-            utterance_index: *index,
-            job_id: *job,
-        });
+        let utterances = self
+            .open
+            .iter()
+            .map(|(index, job)| Unfinished { utterance_index: *index, job_id: *job });
         let ack = ResumeAck {
             session_id: self.id.to_string(),
             recovered: resumed.recovered,

@@ -182,7 +182,8 @@ impl Session {
             cut: if head.manual_cut { Cut::Manual } else { Cut::Whole },
             ..own
         };
-        let key = head.idempotency_key.map(|text| ClientKey { text, digest: digest(&audio, &spec) });
+        let key =
+            head.idempotency_key.map(|text| ClientKey { text, digest: digest(&audio, &spec) });
         Cutting { spec, audio: Audio::Base64(audio), received_us: now.us, chunks: None, key }
     }
 

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-pub use crate::store::ChunkMark;
+use crate::protocol::job::ChunkMark;
 
 /// The chunks of one session. Bytes leave in the order they came.
 #[derive(Debug, Default)]
@@ -37,14 +37,7 @@ impl Stream {
     pub(super) fn restored(mark: Option<ChunkMark>) -> Self {
         let mark = mark.unwrap_or_default();
         let last = mark.through;
-        Self {
-            last,
-            had: mark.skip,
-            passed: (0, last),
-            safe: last,
-            told: last,
-            ..Self::default()
-        }
+        Self { last, had: mark.skip, passed: (0, last), safe: last, told: last, ..Self::default() }
     }
 
     /// The last chunk that need not be sent again.
@@ -174,7 +167,9 @@ mod tests {
     fn cuts_become_safe_in_order_and_a_refused_one_blocks_nothing() {
         let mut stream = Stream::default();
         (1..=3).for_each(|seq| take(&mut stream, seq, 10));
-        (0..3).for_each(|index| drop(stream.cut(index, 10)));
+        for index in 0..3 {
+            stream.cut(index, 10);
+        }
         stream.kept(0);
         assert_eq!(stream.told(), Some(1));
         stream.refused(1);

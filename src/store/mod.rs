@@ -37,12 +37,12 @@ use redb::{Database, ReadableDatabase};
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
 pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use record::{
-    ChunkMark, DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow,
-    SessionRow, TerminalRow,
+    DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow,
+    TerminalRow,
 };
 
 use crate::protocol::ids::{JobId, SessionId};
-use crate::protocol::job::Audio;
+use crate::protocol::job::{Audio, ChunkMark};
 use ledger::Ledger;
 use writer::{Hooks, Shared, Writer};
 

@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 
 use super::codec::Record;
 use crate::protocol::ids::{JobId, Lang, NodeId, SessionId};
-use crate::protocol::job::{JobSpec, Outcome};
+use crate::protocol::job::{ChunkMark, JobSpec, Outcome};
 
 macro_rules! records {
     ($($row:ident: $kind:literal v $version:literal;)*) => {
@@ -68,15 +68,6 @@ pub struct SessionRow {
     pub resume_hash: Option<[u8; 32]>,
     /// The session's first frame as JSON, from which the session can be made anew; opaque here.
     pub init: Vec<u8>,
-}
-
-/// How far the audio stream of a session is inside jobs that are on the disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub struct ChunkMark {
-    /// Number of the last chunk that is wholly inside them.
-    pub through: u64,
-    /// Bytes of the next chunk that are inside them too.
-    pub skip: u32,
 }
 
 /// A job that was accepted and has not ended.

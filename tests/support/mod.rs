@@ -474,9 +474,8 @@ pub fn register_message(id: Option<&str>, languages: &[&str]) -> Value {
 /// answered without being told that the answer was taken.
 pub fn hello_message(id: &str, boot_id: &str, inflight: &[&Value], unacked: &[&Value]) -> Value {
     let list = |jobs: &[&Value]| -> Vec<Value> {
-        let attempt = |job: &&Value| {
-            json!({"job_id": job["job_id"], "attempt_id": job["attempt_id"]})
-        };
+        let attempt =
+            |job: &&Value| json!({"job_id": job["job_id"], "attempt_id": job["attempt_id"]});
         jobs.iter().map(attempt).collect()
     };
     let mut message = register_message(Some(id), &["zh", "en"]);
