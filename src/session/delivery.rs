@@ -117,7 +117,7 @@ impl Delivery {
         assert_eq!(seq, self.next(), "numbers are given in order");
         self.owed.push_back(u32::try_from(len).unwrap_or(u32::MAX));
         self.owed_bytes += len;
-        if !self.attached || self.sent + 1 != seq || self.reading.is_some() {
+        if !self.attached || self.sent + 1 != seq {
             return false;
         }
         if !told && !self.has_room() {
@@ -289,4 +289,213 @@ pub struct Replay {
     pub send: Vec<u64>,
     /// Not there any more, and never will be.
     pub lost: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The naive twin: the disk as a map, the wire as a list, the client as what it has seen.
+    #[derive(Default)]
+    struct World {
+        disk: BTreeMap<u64, usize>,
+        recorded: u64,
+        /// On the way to the client's socket.
+        wire: VecDeque<u64>,
+        /// On this connection, in the order it was sent.
+        connection: Vec<u64>,
+        /// The highest number the client has processed.
+        client: u64,
+        /// Reads of the disk that are not answered yet.
+        reads: Vec<u64>,
+        forfeited: u64,
+    }
+
+    impl World {
+        fn send(&mut self, seq: u64) {
+            assert!(self.disk.contains_key(&seq), "{seq} was sent and is not on disk");
+            let follows = self.connection.last().is_none_or(|last| last + 1 == seq);
+            assert!(follows, "{seq} after {:?}", self.connection);
+            self.connection.push(seq);
+            self.wire.push_back(seq);
+        }
+
+        fn pull(&mut self, delivery: &mut Delivery) {
+            self.reads.extend(delivery.wants());
+        }
+
+        fn answer_read(&mut self, delivery: &mut Delivery) {
+            let Some(after) = self.reads.pop() else { return };
+            let frames: Vec<u64> = self.disk.range(after + 1..).map(|(s, _)| *s).take(4).collect();
+            let replay = delivery.replay(after, &frames);
+            assert!(replay.lost.is_empty(), "nothing was damaged");
+            replay.send.iter().for_each(|seq| self.send(*seq));
+        }
+
+        fn receive(&mut self, delivery: &mut Delivery) {
+            let Some(seq) = self.wire.pop_front() else { return };
+            assert!(seq <= self.client + 1 || seq <= self.forfeited + 1, "the client saw a gap");
+            self.client = self.client.max(seq);
+            delivery.flushed(seq);
+        }
+
+        fn forget(&mut self, acked: Acked) {
+            match acked {
+                Acked::Through(seq) => self.disk.retain(|s, _| *s > seq),
+                Acked::Again => {}
+                Acked::Impossible => panic!("the client never names what it does not have"),
+            }
+        }
+
+        fn attach(&mut self, delivery: &mut Delivery) {
+            (self.wire, self.connection) = Default::default();
+            let lowest = self.disk.keys().next().copied().unwrap_or(self.recorded + 1);
+            let resumed =
+                delivery.attach(self.client).expect("the client has no more than there is");
+            assert_eq!(resumed.recovered, self.client + 1 >= lowest);
+            let from = if resumed.recovered { self.client + 1 } else { lowest };
+            assert_eq!(resumed.from, from);
+            self.disk.retain(|s, _| *s >= resumed.from);
+            self.client = resumed.from - 1;
+            self.connection.push(resumed.from - 1);
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Record(usize),
+        Receive,
+        Ack(u64),
+        Barrier,
+        Drop,
+        Attach,
+        Read,
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1_usize..400_000).prop_map(Step::Record),
+            6 => Just(Step::Receive),
+            2 => (0_u64..3).prop_map(Step::Ack),
+            2 => Just(Step::Barrier),
+            1 => Just(Step::Drop),
+            2 => Just(Step::Attach),
+            4 => Just(Step::Read),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    fn run(proof: Proof, steps: Vec<Step>) {
+        let (mut world, mut delivery) = (World::default(), Delivery::new(proof));
+        let mut now = Now::default();
+        for step in steps {
+            now.us += 300_000;
+            match step {
+                Step::Record(len) => {
+                    world.recorded += 1;
+                    world.disk.insert(world.recorded, len);
+                    if delivery.recorded(world.recorded, len, false) {
+                        world.send(world.recorded);
+                    }
+                    if let Some(through) = delivery.overflow(40, usize::MAX) {
+                        world.disk.retain(|s, _| *s > through);
+                        world.forfeited = through;
+                        assert_eq!(world.disk.len(), 40);
+                    }
+                }
+                Step::Receive => world.receive(&mut delivery),
+                Step::Ack(behind) => {
+                    let acked = delivery.acked(world.client.saturating_sub(behind));
+                    world.forget(acked);
+                }
+                Step::Barrier => {
+                    if let Some(seq) = delivery.barrier(now) {
+                        assert!(seq <= world.client, "a barrier overtook its frame");
+                        let acked = delivery.ponged(seq);
+                        world.forget(acked);
+                    }
+                }
+                Step::Drop => {
+                    delivery.detach();
+                    world.wire.clear();
+                }
+                Step::Attach => world.attach(&mut delivery),
+                Step::Read => world.answer_read(&mut delivery),
+                Step::Restart => {
+                    let lens = world.disk.values().map(|len| *len as u32).collect::<Vec<_>>();
+                    let first = world.recorded + 1 - lens.len() as u64;
+                    delivery = Delivery::restored(proof, first, lens);
+                    (world.wire, world.reads) = Default::default();
+                }
+            }
+            world.pull(&mut delivery);
+            let bytes = world.disk.values().sum();
+            assert_eq!(delivery.owed(), (world.disk.len(), bytes));
+            assert_eq!(delivery.next(), world.recorded + 1);
+        }
+        world.attach(&mut delivery);
+        for _ in 0..10_000 {
+            world.pull(&mut delivery);
+            world.answer_read(&mut delivery);
+            world.receive(&mut delivery);
+        }
+        assert_eq!(world.client, world.recorded, "everything arrives in the end");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_everything_arrives_once_and_in_order(
+            steps in proptest::collection::vec(step(), 1..200),
+            pong in any::<bool>(),
+        ) {
+            run(if pong { Proof::Pong } else { Proof::Ack }, steps);
+        }
+    }
+
+    #[test]
+    fn a_client_that_claims_what_it_cannot_have_is_not_taken() {
+        let mut delivery = Delivery::new(Proof::Ack);
+        assert!(delivery.recorded(1, 10, false));
+        assert_eq!(delivery.acked(2), Acked::Impossible);
+        assert_eq!(delivery.attach(2), None);
+        assert_eq!(delivery.attach(1), Some(Resumed { from: 2, recovered: true }));
+        assert_eq!(delivery.acked(1), Acked::Again);
+    }
+
+    #[test]
+    fn what_was_damaged_on_disk_is_named_and_the_rest_flows() {
+        let mut delivery = Delivery::restored(Proof::Ack, 1, [5, 5, 5]);
+        delivery.attach(0);
+        assert_eq!(delivery.wants(), Some(0));
+        assert_eq!(delivery.wants(), None);
+        let replay = delivery.replay(0, &[1, 3]);
+        assert_eq!(replay, Replay { send: vec![1, 3], lost: vec![2] });
+        let mut nothing_left = Delivery::restored(Proof::Ack, 1, [5]);
+        nothing_left.attach(0);
+        nothing_left.wants();
+        assert_eq!(nothing_left.replay(0, &[]).lost, [1]);
+        assert_eq!(nothing_left.wants(), None);
+    }
+
+    #[test]
+    fn a_barrier_waits_its_time_and_another_answer_proves_nothing() {
+        let mut delivery = Delivery::new(Proof::Pong);
+        let at = |ms: u64| Now { us: ms * 1_000, unix_ms: ms };
+        assert!(delivery.recorded(1, 10, false));
+        assert_eq!(delivery.barrier(at(1)), None, "nothing was flushed");
+        delivery.flushed(1);
+        assert_eq!(delivery.barrier(at(1)), Some(1));
+        assert!(delivery.recorded(2, 10, false));
+        delivery.flushed(2);
+        assert_eq!(delivery.ponged(2), Acked::Again);
+        assert_eq!(delivery.ponged(1), Acked::Through(1));
+        assert_eq!(delivery.barrier(at(400)), None);
+        assert_eq!(delivery.barrier_due(), Some(501_000));
+        assert_eq!(delivery.barrier(at(501)), Some(2));
+    }
 }
