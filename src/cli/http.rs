@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -13,13 +13,19 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The JSON at `path` of the server at `host:port`.
 pub(super) async fn get_json(authority: &str, path: &str) -> anyhow::Result<Value> {
+    ask_json(authority, Method::GET, path).await
+}
+
+/// What the server at `host:port` answers to a request without a body.
+pub(super) async fn ask_json(authority: &str, method: Method, path: &str) -> anyhow::Result<Value> {
     let stream = TcpStream::connect(authority)
         .await
         .with_context(|| format!("no server answers at {authority}"))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = Request::get(path).header(hyper::header::HOST, authority).body(Empty::new())?;
+    let request = Request::builder().method(method).uri(path);
+    let request = request.header(hyper::header::HOST, authority).body(Empty::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -3,6 +3,7 @@
 //! It refuses to know anything below its floor that the server does not offer.
 
 mod check;
+mod dead_letters;
 mod demo;
 mod http;
 mod inspect;
@@ -51,6 +52,8 @@ enum Verb {
     Speak(speak::Args),
     /// Show what happened to a job, or what a closed database holds.
     Inspect(inspect::Args),
+    /// Show, send again or drop what could not be brought to its end.
+    DeadLetters(dead_letters::Args),
 }
 
 /// Runs the program; returns its exit code.
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Verb::Node(args) => node::run(args),
         Verb::Speak(args) => speak::run(args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::DeadLetters(args) => dead_letters::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -225,22 +225,49 @@ impl Scheduler {
             self.metrics.jobs_repeated.inc();
             return Ok(Submitted::Repeated(existing));
         }
-        if self.waiting.load(SeqCst) >= self.config.queue_max {
-            return Err(Denied::QueueFull);
-        }
-        self.admission.admit(&speaker.open)?;
+        self.admit(speaker)?;
         // Only the session's own task submits for it, so nobody else can have taken these keys.
         for (key, digest) in [Some((key, 0)), named].into_iter().flatten() {
             self.keys.pin().insert(key, Known { job: id, digest });
         }
         let job = Arc::new(self.make(id, (key, named), speaker, submission));
+        self.begin(&job, now, effects);
+        Ok(Submitted::New(job))
+    }
+
+    /// Takes an utterance whose job has ended, as a new job.
+    pub fn submit_again(
+        &self,
+        submission: Submission,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<Arc<Job>, Denied> {
+        let speaker = self.speaker(submission.spec.session);
+        self.admit(&speaker)?;
+        let (id, key) = (JobId(random_uuid()), table::idempotency_key(&submission.spec));
+        let job = self.make(id, (key, None), &speaker, submission);
+        // Whatever its turn was, nothing of it is awaited any more.
+        job.turn.close();
+        let job = Arc::new(job);
+        self.begin(&job, now, effects);
+        Ok(job)
+    }
+
+    fn admit(&self, speaker: &Speaker) -> Result<(), Denied> {
+        if self.waiting.load(SeqCst) >= self.config.queue_max {
+            return Err(Denied::QueueFull);
+        }
+        self.admission.admit(&speaker.open)
+    }
+
+    /// A new job enters the tables and the queue.
+    fn begin(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) {
         job.stamps.mark(Stage::Queued, now.us);
-        self.jobs.pin().insert(id, Arc::clone(&job));
+        self.jobs.pin().insert(job.id, Arc::clone(job));
         self.metrics.jobs_submitted.inc();
         self.metrics.jobs_live.inc();
-        effects.push(Effect::Accept(Arc::clone(&job)));
-        self.enqueue(&job, now, effects);
-        Ok(Submitted::New(job))
+        effects.push(Effect::Accept(Arc::clone(job)));
+        self.enqueue(job, now, effects);
     }
 
     /// Takes back a job of an earlier life of the server whose speech is gone: it ends here.

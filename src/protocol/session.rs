@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{DecodeError, ErrorCode};
 use super::ids::{JobId, Lang, SessionId};
 use super::job::{FeatureFlags, Pipeline};
+use super::node::JobResult;
 use super::{lenient, limits, splice};
 
 /// A message from a client.
@@ -625,7 +626,40 @@ pub struct NetworkTimings {
     pub node_to_scheduler_ms: Option<u64>,
 }
 
-impl TranslationResult<'_> {
+impl<'a> TranslationResult<'a> {
+    /// What the node answered, without anything a session adds.
+    pub fn plain(
+        job_id: JobId,
+        (session_id, utterance_index): (SessionId, u64),
+        trace_id: &'a str,
+        result: &'a JobResult,
+        sent_at_ms: u64,
+    ) -> Self {
+        let told = result.extra.as_ref().and_then(|e| e.get("service_timings").cloned());
+        let total = || result.processing_time_ms.map(|ms| serde_json::json!({"total_ms": ms}));
+        Self {
+            session_id,
+            utterance_index,
+            job_id,
+            text_asr: &result.text_asr,
+            text_translated: &result.text_translated,
+            tts_format: &result.tts_format,
+            extra: result.extra.as_ref(),
+            trace_id,
+            group_id: None,
+            part_index: None,
+            service_timings: told.or_else(total),
+            network_timings: None,
+            scheduler_sent_at_ms: sent_at_ms,
+            asr_quality_level: result.asr_quality_level.as_deref(),
+            reason_codes: result.reason_codes.as_deref(),
+            quality_score: result.quality_score,
+            rerun_count: result.rerun_count,
+            segments_meta: result.segments_meta.as_ref(),
+            late: false,
+        }
+    }
+
     /// The frame; `tts_audio` is base64 text, moved in as it is.
     pub fn encode(&self, tts_audio: &[u8]) -> Bytes {
         let mut frame = Vec::with_capacity(1_024 + tts_audio.len());

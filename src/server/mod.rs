@@ -6,6 +6,7 @@
 
 mod clock;
 mod control;
+mod dead_letters;
 mod delivery;
 mod node;
 mod perform;
@@ -27,6 +28,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 pub use clock::Clock;
+pub use dead_letters::explain_dead_letter;
 pub use routes::explain_ended;
 
 use crate::config::Config;

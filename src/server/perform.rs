@@ -13,7 +13,7 @@ use crate::node::NodeIndex;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
-use crate::protocol::session::NetworkTimings;
+use crate::protocol::session::{NetworkTimings, TranslationResult};
 use crate::protocol::{ErrorCode, JobId};
 use crate::session::{Answer, News};
 use crate::store::{Committed, Done, Refused, Why, Write};
@@ -161,7 +161,9 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
         node = ended.node.as_ref().map(|n| &*n.0), "job settled"
     );
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
-    let Some(session) = session else { return keep_unheard(shared, job) };
+    let Some(session) = session else {
+        return keep_unheard(shared, job, result.as_deref());
+    };
     let network = network_timings(job, result.as_deref(), now);
     let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
     let news = News::Settled {
@@ -177,10 +179,17 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
     }
 }
 
-/// Nobody is there to hear how the job ended; it is kept all the same.
-fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>) {
+/// Nobody is there to hear how the job ended; it is kept all the same, and a result becomes a dead
+/// letter in time.
+fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<&JobResult>) {
     let done = when_kept(shared, job, |_| {});
-    if record(shared, job, None, Some(done)).is_err() {
+    let sent_at_ms = shared.now().unix_ms;
+    let frame = result.map(|result| {
+        let place = (job.spec.session, job.spec.utterance_index);
+        let frame = TranslationResult::plain(job.id, place, &job.spec.trace_id, result, sent_at_ms);
+        frame.encode(&result.tts_audio)
+    });
+    if record(shared, job, frame, Some(done)).is_err() {
         warn!(job = %job.id, "the store is behind: an outcome nobody waits for was not kept");
     }
 }
@@ -188,8 +197,12 @@ fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>) {
 /// Takes the mail of a session that is over.
 pub(super) fn bury(shared: &Arc<Shared>, session: &SessionHandle) {
     while let Some(mail) = session.take() {
-        if let Mail::Settled(job, _) = mail {
-            keep_unheard(shared, &job);
+        if let Mail::Settled(job, News::Settled { answer, .. }) = mail {
+            let result = match &answer {
+                Answer::Result(result) => Some(&**result),
+                _ => None,
+            };
+            keep_unheard(shared, &job, result);
         }
     }
 }

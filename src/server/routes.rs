@@ -38,7 +38,7 @@ type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Answers requests and turns upgrades into connection tasks.
 pub(super) struct Routes {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Routes {
@@ -75,6 +75,9 @@ impl Routes {
     ) -> Response<Body> {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (request.method(), segments.as_slice()) {
+            (method, ["api", "v1", "dead-letters", rest @ ..]) => {
+                self.dead_letters(method, rest, request.uri().query(), peer).await
+            }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
             (&Method::GET, ["api", "v1", "nodes", id]) => {
                 match self.shared.registry.get(&NodeId::from(*id)) {
@@ -453,7 +456,7 @@ fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
     response
 }
 
-fn reply(status: StatusCode, body: &Value) -> Response<Body> {
+pub(super) fn reply(status: StatusCode, body: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(Bytes::from(body.to_string())));
     *response.status_mut() = status;
     let json = header::HeaderValue::from_static("application/json");
@@ -461,7 +464,7 @@ fn reply(status: StatusCode, body: &Value) -> Response<Body> {
     response
 }
 
-fn fault(status: StatusCode, message: &str) -> Response<Body> {
+pub(super) fn fault(status: StatusCode, message: &str) -> Response<Body> {
     reply(status, &json!({"error": message}))
 }
 

@@ -402,6 +402,11 @@ impl SessionTask {
                     }
                     self.input(Input::News(news)).await;
                 }
+                Mail::Reopened(index, job) => {
+                    if let Some(open) = &mut self.open {
+                        open.session.reopened(index, job);
+                    }
+                }
                 Mail::Replayed { after, frames } => {
                     self.input(Input::Replayed { after, frames }).await;
                 }

@@ -119,6 +119,8 @@ pub(super) enum Mail {
     News(News),
     /// A job of it settled.
     Settled(Arc<Job>, News),
+    /// An operator had an utterance done again.
+    Reopened(u64, JobId),
     /// What was read back of what it is owed behind `after`.
     Replayed { after: u64, frames: Vec<(u64, JobId, Bytes)> },
 }

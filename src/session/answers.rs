@@ -232,28 +232,12 @@ impl Session {
     ) -> Bytes {
         let has_text = !result.text_asr.trim().is_empty();
         let (group_id, part_index) = has_text.then(|| self.groups.place(now)).unzip();
-        let told = result.extra.as_ref().and_then(|e| e.get("service_timings").cloned());
-        let total = || result.processing_time_ms.map(|ms| serde_json::json!({"total_ms": ms}));
+        let trace_id = self.traces.get(&index).unwrap_or(&self.profile.trace_id);
         let frame = TranslationResult {
-            session_id: self.id,
-            utterance_index: index,
-            job_id: job,
-            text_asr: &result.text_asr,
-            text_translated: &result.text_translated,
-            tts_format: &result.tts_format,
-            extra: result.extra.as_ref(),
-            trace_id: self.traces.get(&index).unwrap_or(&self.profile.trace_id),
             group_id,
             part_index,
-            service_timings: told.or_else(total),
             network_timings: (network != NetworkTimings::default()).then_some(network),
-            scheduler_sent_at_ms: now.unix_ms,
-            asr_quality_level: result.asr_quality_level.as_deref(),
-            reason_codes: result.reason_codes.as_deref(),
-            quality_score: result.quality_score,
-            rerun_count: result.rerun_count,
-            segments_meta: result.segments_meta.as_ref(),
-            late: false,
+            ..TranslationResult::plain(job, (self.id, index), trace_id, result, now.unix_ms)
         };
         frame.encode(&result.tts_audio)
     }

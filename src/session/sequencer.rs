@@ -46,6 +46,13 @@ impl<T> Sequencer<T> {
         self.entries.entry(index).or_insert(Entry::Open);
     }
 
+    /// The utterance was told of and is being done again: its result is a late one.
+    pub fn expect_late(&mut self, index: u64) {
+        if !self.entries.contains_key(&index) && !self.late.contains(&index) {
+            self.late.push(index);
+        }
+    }
+
     /// The utterance is settled: `item` is what is to be told.
     pub fn settle(&mut self, index: u64, item: T, now_us: u64, out: &mut Vec<Release<T>>) {
         if let Some(at) = self.late.iter().position(|l| *l == index) {

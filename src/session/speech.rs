@@ -228,6 +228,12 @@ impl Session {
         self.open.insert(index, job);
     }
 
+    /// The utterance, whose last word was told, is done again: its result will come late.
+    pub fn reopened(&mut self, index: u64, job: JobId) {
+        self.sequencer.expect_late(index);
+        self.open.insert(index, job);
+    }
+
     /// The submission of `index` found the job that exists: nothing new is owed.
     pub fn repeated(&mut self, index: u64) {
         if !self.open.contains_key(&index) {
