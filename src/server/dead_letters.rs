@@ -104,8 +104,9 @@ fn resend(shared: &Arc<Shared>, letter: &DeadLetterRow, audio: Audio) -> Respons
         session.deliver(Mail::Reopened(job.spec.utterance_index, job.id));
     }
     perform(shared, &mut effects, now);
-    let dropped = shared.store.as_ref().map(|s| s.submit(Write::DropDeadLetter(letter.id), None));
-    if !matches!(dropped, Some(Ok(()))) {
+    if let Some(store) = &shared.store
+        && store.submit(Write::DropDeadLetter(letter.id), None).is_err()
+    {
         warn!(id = letter.id, "a dead letter that was sent again could not be dropped");
     }
     info!(id = letter.id, old = %letter.job, new = %job.id, "dead letter sent again");
@@ -114,7 +115,8 @@ fn resend(shared: &Arc<Shared>, letter: &DeadLetterRow, audio: Audio) -> Respons
 
 /// A dead letter for people and programs.
 pub fn explain_dead_letter(row: &DeadLetterRow) -> Value {
-    let frame = row.frame.as_deref().and_then(|frame| serde_json::from_slice(frame).ok());
+    let frame: Option<Value> =
+        row.frame.as_deref().and_then(|frame| serde_json::from_slice(frame).ok());
     let asked = row.job_row.as_ref().map(|job| {
         json!({"src_lang": job.spec.src, "tgt_lang": job.spec.tgt, "audio_ms": job.spec.audio_ms,
             "audio_format": job.spec.audio_format, "trace_id": job.spec.trace_id})
@@ -130,7 +132,7 @@ pub fn explain_dead_letter(row: &DeadLetterRow) -> Value {
         "message": row.message,
         "created_unix_ms": row.created_unix_ms,
         "seq": row.seq,
-        "frame": Option::<Value>::from(frame),
+        "frame": frame,
         "asked": asked,
         "audio_bytes": row.audio_bytes,
         "can_resend": row.job_row.is_some() && row.audio_bytes > 0,
