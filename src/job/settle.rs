@@ -433,13 +433,13 @@ impl Scheduler {
         self.admission.release(&job.speaker.open);
         self.metrics.jobs_live.dec();
         self.metrics.jobs_settled.with_label_values(&[outcome.as_str()]).inc();
-        if let Some(oldest) = self.history.force_push(job.id)
-            && let Some(old) = self.jobs.pin().remove(&oldest)
-        {
-            let keys = [Some(old.key), old.named.map(|(key, _)| key)];
-            for key in keys.into_iter().flatten() {
-                self.keys.pin().remove(&key);
-            }
+        if let Some(oldest) = self.history.force_push(job.id) {
+            self.jobs.pin().remove(&oldest);
+        }
+        // Its keys outlive the memory of the job: a client may send it again after a long absence.
+        let forget_at = now.after_ms(self.config.idempotency_ms);
+        for key in [Some(job.key), job.named.map(|(key, _)| key)].into_iter().flatten() {
+            effects.push(Effect::Arm(forget_at, Deadline::Forget(key)));
         }
         effects.push(Effect::Settled { job: Arc::clone(job), result });
         if job.spec.cut.closes_turn() {

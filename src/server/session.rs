@@ -336,7 +336,7 @@ impl SessionTask {
             Ok(Submitted::New(job)) => open.session.submitted(index, job.id),
             Ok(Submitted::Repeated(job)) => {
                 debug!(%job, session = %open.handle.id, utterance = index, "submitted again");
-                open.session.repeated(index);
+                open.session.repeated(index, job, &mut self.effects);
             }
             Err(denied) => {
                 self.shared.metrics.jobs_refused.with_label_values(&[denied.as_str()]).inc();

@@ -53,6 +53,7 @@ impl Session {
             News::Settled { index, job, answer, elapsed_ms, network } => {
                 if self.open.get(&index) == Some(&job) {
                     self.open.remove(&index);
+                    self.kept.remove(&job);
                     let timing = (elapsed_ms, network);
                     let frame = self.last_word(index, job, answer, timing, now, effects);
                     self.traces.remove(&index);
@@ -63,14 +64,9 @@ impl Session {
             News::Kept(index, job) => {
                 self.stream.kept(index);
                 self.tell_chunks(effects);
-                if self.profile.accepted && self.open.get(&index) == Some(&job) {
-                    let session_id = self.id;
-                    let event = Event::UtteranceAccepted {
-                        session_id,
-                        utterance_index: index,
-                        job_id: job,
-                    };
-                    self.send(&event, effects);
+                if self.open.get(&index) == Some(&job) {
+                    self.kept.insert(job);
+                    self.tell_accepted(index, job, effects);
                 }
             }
             News::Durable { job, seq } => self.durable(job, seq, effects),
@@ -171,6 +167,13 @@ impl Session {
     pub(super) fn acknowledged(&mut self, acked: Acked, effects: &mut Effects) {
         if let Acked::Through(through) = acked {
             effects.push(Effect::Acknowledged(through));
+        }
+    }
+
+    pub(super) fn tell_accepted(&mut self, index: u64, job: JobId, effects: &mut Effects) {
+        if self.profile.accepted {
+            let (session_id, utterance_index, job_id) = (self.id, index, job);
+            self.send(&Event::UtteranceAccepted { session_id, utterance_index, job_id }, effects);
         }
     }
 

@@ -12,7 +12,7 @@ mod sequencer;
 mod speech;
 mod stream;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -270,6 +270,8 @@ pub struct Session {
     held: BTreeMap<u64, Held>,
     /// Unsettled jobs.
     open: BTreeMap<u64, JobId>,
+    /// Those of them that are on disk, for clients that want to hear of it.
+    kept: BTreeSet<JobId>,
     /// Traces of recordings that brought their own.
     traces: BTreeMap<u64, String>,
     /// Last words on their way to the disk, in order.
@@ -314,6 +316,7 @@ impl Session {
             expected: 0,
             held: BTreeMap::new(),
             open: BTreeMap::new(),
+            kept: BTreeSet::new(),
             traces: BTreeMap::new(),
             pending: VecDeque::new(),
             told: VecDeque::new(),
@@ -332,6 +335,7 @@ impl Session {
         }
         let proof = if self.profile.resume { Proof::Ack } else { Proof::Pong };
         self.delivery = Delivery::restored(proof, past.first_seq.max(1), past.owed);
+        self.kept = past.open.values().copied().collect();
         self.open = past.open;
         self.next_index = past.next_index;
         self.expected = past.next_index;

@@ -234,10 +234,14 @@ impl Session {
         self.open.insert(index, job);
     }
 
-    /// The submission of `index` found the job that exists: nothing new is owed.
-    pub fn repeated(&mut self, index: u64) {
+    /// The submission of `index` found the job that exists: nothing new is owed. If that job is on
+    /// disk, the client may not have heard so.
+    pub fn repeated(&mut self, index: u64, job: JobId, effects: &mut Effects) {
         if !self.open.contains_key(&index) {
             self.traces.remove(&index);
+        }
+        if self.kept.contains(&job) {
+            self.tell_accepted(index, job, effects);
         }
     }
 
