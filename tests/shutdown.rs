@@ -352,6 +352,47 @@ async fn a_recording_sent_again_finds_its_job_even_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_can_come_back_says_to_the_next_server_what_this_one_did_not_take() {
+    let server = TestServer::start(|_| {}).await;
+    let mut node = server.node("n1", &LANGUAGES).await;
+    let mut client = server.client().await;
+    client.send(session_init(&["resume", "audio_ack", "go_away"])).await;
+    let opened = client.expect("session_init_ack").await;
+    assert_eq!(opened["extensions"], json!(["resume", "audio_ack", "go_away"]));
+    let id = opened["session_id"].as_str().unwrap().to_owned();
+    let audio = speech(300);
+    client.chunk(&id, 1, &audio, false).await;
+    server.until_metric("utterd_audio_received_bytes_total", audio.len() as f64).await;
+    let restarted = tokio::spawn(server.restart(|_| {}));
+    client.expect("go_away").await;
+    let job = node.assignment_of(0).await;
+    // Neither taken nor refused.
+    client.chunk(&id, 2, &audio, true).await;
+    client.send(json!({"type": "client_heartbeat", "session_id": id})).await;
+    client.expect("server_heartbeat").await;
+    node.answer(&job, "first half").await;
+    assert_eq!(client.told().await["text_asr"], "first half");
+    assert!(client.ends().await);
+    assert_eq!(client.seen_of("missing_result"), [] as [Value; 0]);
+    drop((client, node));
+
+    let server = restarted.await.unwrap();
+    let mut node = server.node("n1", &LANGUAGES).await;
+    let mut client = server.client().await;
+    client
+        .send(json!({"type": "session_resume", "session_id": id, "epoch": opened["epoch"],
+            "resume_secret": opened["resume_secret"], "last_seq": 1}))
+        .await;
+    let resumed = client.expect("session_resume_ack").await;
+    assert_eq!((&resumed["recovered"], &resumed["chunks_through"]), (&true.into(), &1.into()));
+    client.chunk(&id, 2, &audio, true).await;
+    let job = node.assignment_of(1).await;
+    assert_eq!(support::audio_of(&job), audio);
+    node.answer(&job, "second half").await;
+    assert_eq!(client.told().await["text_asr"], "second half");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_during_the_drain_is_refused_and_told_when_to_come() {
     let server = TestServer::start(|_| {}).await;
     let addr = server.addr();
