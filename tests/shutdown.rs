@@ -466,6 +466,43 @@ async fn a_restart_behind_a_socket_handed_over_refuses_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_a_socket_handed_over_waits_out_the_drain() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let program = Program::start_behind(&[&socket], dir.path());
+    let addr = program.addr;
+    let (mut node, _client, job) = job_in_flight(addr).await;
+    let (mut told, _) = session(addr, &["go_away"]).await;
+    program.signal(Signal::TERM);
+    told.expect("go_away").await;
+    let waits = tokio::spawn(async move { http(addr, "GET", "/health", "").await });
+    tokio::time::sleep(support::QUIET).await;
+    assert!(!waits.is_finished());
+    node.answer(&job, "in time").await;
+    drop((node, told));
+    assert_eq!(program.ended().await, Some(0));
+    let _next = Program::start_behind(&[&socket], dir.path());
+    assert_eq!(waits.await.unwrap().0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_let_in_is_answered_even_by_a_server_that_goes() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::start(dir.path(), &[]);
+    let mut silent = tokio::net::TcpStream::connect(program.addr).await.unwrap();
+    // Sockets are accepted in order.
+    assert_eq!(http(program.addr, "GET", "/health", "").await.0, 200);
+    program.signal(Signal::TERM);
+    tokio::time::sleep(2 * support::QUIET).await;
+    silent.write_all(b"GET /health HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    silent.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert_eq!(program.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_may_have_an_address_of_their_own() {
     let server = TestServer::start(|c| c.server.node_listen = Some("127.0.0.1:0".into())).await;
     let (addr, node_addr) = (server.addr(), server.server.node_addr());
