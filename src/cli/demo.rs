@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::http::get_json;
 use super::speak::show;
-use super::{Outcome, asked_to_stop, faulty, runtime, say};
+use super::{Outcome, Signals, faulty, runtime, say, serve};
 use crate::config::{self, Config, environment};
 use crate::peer::engine::{EchoEngine, Engine};
 use crate::peer::node::{NodeEvent, NodeOptions};
@@ -85,13 +85,14 @@ async fn show_all(args: &Args, config: Config) -> anyhow::Result<()> {
         "node {node_id} joined; its engine is an echo: it gives the speaker's own audio back"
     ));
     utterance(&addr.to_string()).await?;
+    let mut signals = Signals::caught();
     if !args.once {
         say(&format!("serving on http://{addr} until Ctrl-C: try /api/v1/nodes or /metrics there"));
-        asked_to_stop().await;
+        signals.next().await;
     }
     drop(stop_node);
     node.await.context("the node failed")??;
-    server.stop().await;
+    serve::stop(server, &mut signals).await;
     Ok(())
 }
 

@@ -10,11 +10,14 @@ mod inspect;
 mod node;
 mod serve;
 mod speak;
+mod systemd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
 
 use crate::config::{Config, Faults, environment};
 
@@ -28,6 +31,8 @@ mod code {
     pub(super) const LISTEN: u8 = 69;
     /// The data directory cannot be used.
     pub(super) const DATA: u8 = 65;
+    /// Ended before the stop was in good order: asked a second time, or out of time.
+    pub(super) const AT_ONCE: u8 = 75;
 }
 
 /// Live speech translation: takes speech from sessions, gets it translated by nodes.
@@ -151,24 +156,43 @@ fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-/// Resolves when the process is asked to end.
-async fn asked_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be caught");
-            return wait_for_interrupt().await;
+/// The signals that ask the process to end: SIGTERM and SIGINT.
+struct Signals {
+    terminate: Option<Signal>,
+    interrupt: Option<Signal>,
+}
+
+impl Signals {
+    /// From now on they no longer end the process by themselves.
+    fn caught() -> Self {
+        let caught = |kind, name| {
+            let caught = signal(kind);
+            caught.inspect_err(|error| warn!(%error, "{name} cannot be caught")).ok()
+        };
+        Self {
+            terminate: caught(SignalKind::terminate(), "SIGTERM"),
+            interrupt: caught(SignalKind::interrupt(), "SIGINT"),
         }
-    };
-    tokio::select! {
-        () = wait_for_interrupt() => {}
-        _ = terminate.recv() => {}
+    }
+
+    /// Resolves at the next one.
+    async fn next(&mut self) {
+        let Self { terminate, interrupt } = self;
+        tokio::select! {
+            () = next_of(terminate) => {}
+            () = next_of(interrupt) => {}
+        }
     }
 }
 
-async fn wait_for_interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+async fn next_of(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            // A stream of signals does not end.
+            if signal.recv().await.is_none() {
+                std::future::pending().await
+            }
+        }
+        None => std::future::pending().await,
     }
 }

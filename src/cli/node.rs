@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use tokio::sync::mpsc;
 
-use super::{Failure, Outcome, asked_to_stop, code, runtime, say};
+use super::{Failure, Outcome, Signals, code, runtime, say};
 use crate::config;
 use crate::peer::command::{CommandConfig, CommandEngine, CommandLines};
 use crate::peer::engine::{ECHO_LANGUAGES, EchoEngine, Engine};
@@ -78,7 +78,8 @@ pub(super) fn run(args: Args) -> Outcome {
                 say(&line(&event));
             }
         });
-        let ended = crate::peer::node::run(options, asked_to_stop(), Some(events)).await;
+        let mut signals = Signals::caught();
+        let ended = crate::peer::node::run(options, signals.next(), Some(events)).await;
         printer.await.context("the printer failed")?;
         Ok(ended?)
     })

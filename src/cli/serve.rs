@@ -1,7 +1,10 @@
 //! `utterd serve`.
 
-use super::{ConfigArgs, Failure, Outcome, asked_to_stop, code, runtime, say};
-use crate::server::{Server, StartError};
+use tracing::{error, warn};
+
+use super::{ConfigArgs, Failure, Outcome, Signals, code, runtime, say, systemd};
+use crate::config::Config;
+use crate::server::{Handed, STOP_MAX, Server, StartError, Stopped};
 use crate::telemetry;
 
 #[derive(Debug, clap::Args)]
@@ -13,17 +16,62 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Outcome {
     let config = args.config.load()?;
     let _log = telemetry::log::init(&config.log)?;
-    runtime()?.block_on(async {
-        let server = Server::start(config).await.map_err(|error| {
+    // Before there is a second thread: it takes variables out of the environment.
+    let handed = systemd::handed_over().map_err(|error| Failure::new(code::LISTEN, error))?;
+    runtime()?.block_on(serve(config, handed))
+}
+
+async fn serve(config: Config, handed: Handed) -> Outcome {
+    let mut signals = Signals::caught();
+    let server = tokio::select! {
+        started = Server::start_with(config, handed) => started.map_err(|error| {
             let code = match &error {
                 StartError::Listen { .. } => code::LISTEN,
                 StartError::Store(_) => code::DATA,
             };
             Failure::new(code, error)
-        })?;
-        say(&format!("utterd listening on {}", server.addr()));
-        asked_to_stop().await;
-        server.stop().await;
-        Ok(())
-    })
+        })?,
+        // No session was taken yet, and what there was is on disk.
+        () = signals.next() => return Ok(()),
+    };
+    say(&format!("utterd listening on {}", server.addr()));
+    if server.node_addr() != server.addr() {
+        say(&format!("utterd listening for nodes on {}", server.node_addr()));
+    }
+    systemd::notify("READY=1");
+    signals.next().await;
+    systemd::notify("STOPPING=1");
+    stop(server, &mut signals).await;
+    Ok(())
+}
+
+/// Stops the server in good order; a further signal, or the end of the time for it, ends the
+/// process at once.
+pub(super) async fn stop(server: Server, signals: &mut Signals) {
+    watch_the_clock();
+    tokio::select! {
+        stopped = server.stop() => if stopped == Stopped::StoreLate {
+            end_at_once("the store is late");
+        },
+        () = signals.next() => end_at_once("asked to stop again"),
+    }
+}
+
+/// Ends the process when the time for a stop is over. A thread of its own: whatever holds up the
+/// stop may hold up the runtime too.
+fn watch_the_clock() {
+    let watch = || {
+        std::thread::sleep(STOP_MAX);
+        end_at_once("the time to stop is over");
+    };
+    let started = std::thread::Builder::new().name("stop-watch".to_owned()).spawn(watch);
+    if let Err(error) = started {
+        warn!(%error, "nothing limits the time of this stop");
+    }
+}
+
+/// What is on disk is taken back at the next start.
+fn end_at_once(why: &str) {
+    error!(why, "ending at once");
+    std::process::exit(code::AT_ONCE.into());
 }

@@ -98,6 +98,11 @@ const RULES: &[Rule] = &[
         wanted: "a loopback address, or server.allow_remote = true to let other machines in",
     },
     Rule {
+        keys: ["server.node_listen", "server.allow_remote"],
+        agree: |c| c.server.node_listens_on_loopback() || c.server.allow_remote,
+        wanted: "a loopback address, or server.allow_remote = true to let other machines in",
+    },
+    Rule {
         keys: ["transport.node_outbox_bytes_max", "transport.session_message_bytes_max"],
         agree: |c| c.transport.node_outbox_bytes_max >= c.transport.session_message_bytes_max,
         wanted: "at least as much, or a session's message could never reach a node",

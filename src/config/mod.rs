@@ -112,15 +112,26 @@ impl Server {
     /// Whether only this machine can reach the address. A name other than `localhost` counts as
     /// reachable.
     pub fn listens_on_loopback(&self) -> bool {
-        match self.listen.parse::<SocketAddr>() {
-            Ok(address) => address.ip().to_canonical().is_loopback(),
-            Err(_) => self
-                .listen
-                .rsplit_once(':')
-                .is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost")),
+        is_loopback(&self.listen)
+    }
+
+    /// The same of the nodes' own address; true if they have none.
+    pub fn node_listens_on_loopback(&self) -> bool {
+        self.node_listen.as_deref().is_none_or(is_loopback)
+    }
+}
+
+fn is_loopback(address: &str) -> bool {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => address.ip().to_canonical().is_loopback(),
+        Err(_) => {
+            address.rsplit_once(':').is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost"))
         }
     }
 }
+
+/// Longest `server.drain_ms`: with what follows it, the process is gone within half a minute.
+pub const DRAIN_MS_MAX: u64 = 20_000;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -150,10 +161,13 @@ section! {
     Server in "server" {
         /// Address to listen on. Port 0 lets the system choose one.
         listen: String = "127.0.0.1:5010".to_owned(), "none", HOST_PORT;
+        /// Address of their own for nodes, which is opened before sessions are taken; unset, nodes
+        /// and sessions share `listen`.
+        node_listen: Option<String> = None, "none", HOST_PORT;
         /// Directory for everything kept on disk; made when missing.
         data: PathBuf = PathBuf::from("utterd-data"), "none", NOT_EMPTY;
         /// How long work in flight may still finish after a request to stop; 0 stops at once.
-        drain_ms: u64 = 10_000, "ms", from_to(0, HOUR_MS);
+        drain_ms: u64 = 10_000, "ms", from_to(0, DRAIN_MS_MAX);
         /// Allows an address that other machines can reach; otherwise only loopback is taken. To be
         /// set where credentials, or something in front, guard the service.
         allow_remote: bool = false, "none", Any;

@@ -99,7 +99,11 @@ fn setting(field: &Field, value: &dyn Value) -> String {
         Allowed::Any => String::new(),
         allowed => format!(" ({})", allowed.describe(field.unit)),
     };
-    format!("{}{} = {}\n", comment(&format!("{}{range}", field.doc)), field.key, value.show())
+    let about = comment(&format!("{}{range}", field.doc));
+    match value.show() {
+        unset if unset.is_empty() => format!("{about}# {} is unset\n", field.key),
+        shown => format!("{about}{} = {shown}\n", field.key),
+    }
 }
 
 /// A text as comment lines of at most 98 columns, which leaves room to comment them once more.

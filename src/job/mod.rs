@@ -225,6 +225,7 @@ impl Scheduler {
             self.metrics.jobs_repeated.inc();
             return Ok(Submitted::Repeated(existing));
         }
+        self.admission.takes(submission.received_us)?;
         self.admit(speaker)?;
         // Only the session's own task submits for it, so nobody else can have taken these keys.
         for (key, digest) in [Some((key, 0)), named].into_iter().flatten() {
@@ -304,6 +305,11 @@ impl Scheduler {
             };
         }
         Ok(keys.get(&key).map(|known| known.job))
+    }
+
+    /// Admits no speech that begins after this.
+    pub fn close(&self, now: Now) {
+        self.admission.close(now.us);
     }
 
     /// Takes back a job that was accepted in an earlier life of the server.

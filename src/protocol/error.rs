@@ -114,6 +114,7 @@ impl ErrorCode {
                 "The nodes that had the job were lost."
             }
             ErrorCode::Overloaded => "The service is at its limit; try again shortly.",
+            ErrorCode::ShuttingDown => "The service restarts; try again shortly.",
             _ => "The utterance could not be translated.",
         }
     }

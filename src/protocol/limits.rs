@@ -39,6 +39,16 @@ const _: () = assert!(RESULT_TEXT_BYTES_MAX * 2 < HEAD_BYTES_MAX);
 const _: () = assert!(2 * HELLO_ENTRIES_MAX * 96 <= HEAD_BYTES_MAX / 4 * 3);
 const _: () = assert!(OPUS_PACKET_BYTES_MAX <= u16::MAX as usize);
 
+/// Longest time after which a peer is asked to come back when the server goes down, in
+/// milliseconds.
+pub const RECONNECT_AFTER_MS_MAX: u64 = 5_000;
+
+/// When one peer may come back, in milliseconds: by chance, for all of them at once would be a
+/// flood.
+pub fn reconnect_after_ms() -> u64 {
+    fastrand::u64(..=RECONNECT_AFTER_MS_MAX)
+}
+
 /// The longest prefix of `text` within `bytes_max` bytes that ends on a character.
 pub fn clip(text: &str, bytes_max: usize) -> &str {
     if text.len() <= bytes_max {

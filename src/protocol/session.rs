@@ -228,7 +228,7 @@ struct Tag {
 }
 
 /// Types of the session socket that only the server sends.
-const SERVER_TYPES: [&str; 15] = [
+const SERVER_TYPES: [&str; 16] = [
     "session_init_ack",
     "session_resume_ack",
     "utterance_accepted",
@@ -244,6 +244,7 @@ const SERVER_TYPES: [&str; 15] = [
     "room_members",
     "room_error",
     "room_expired",
+    "go_away",
 ];
 
 /// Types of rooms and of calls between their members.
@@ -524,6 +525,11 @@ pub enum Event {
     Backpressure {
         action: &'static str,
         resume_after_ms: u64,
+    },
+    GoAway {
+        reason: &'static str,
+        reconnect_after_ms: u64,
+        deadline_ms: u64,
     },
 }
 

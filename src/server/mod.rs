@@ -25,22 +25,23 @@ use papaya::HashMap;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use routes::explain_ended;
 
-use crate::config::Config;
+use crate::config::{Config, DRAIN_MS_MAX};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
 use crate::store::{Recovered, Store, StoreError, StoreOptions};
 use crate::telemetry::Metrics;
-use crate::transport::{HttpLimits, serve};
+use crate::transport::{House, HttpLimits, serve};
 use control::ControlTask;
-use routes::Routes;
-use shared::{Control, Shared};
+use routes::{Routes, Serves};
+use shared::{Control, SessionHandle, Shared};
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,47 +59,152 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
+/// Sockets that listen already, handed over by who started the process. They stay open in its
+/// hands: who connects while no server accepts waits, and is not refused.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// For sessions, instead of `server.listen`; for nodes too, unless they have their own.
+    pub client: Option<std::net::TcpListener>,
+    /// For nodes alone, instead of `server.node_listen`.
+    pub node: Option<std::net::TcpListener>,
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// All that was taken is done or on disk.
+    InOrder,
+    /// The store had not made its last rows durable in time; it still tries.
+    StoreLate,
+}
+
+/// How long connections may take to close, all at once; each is given two seconds.
+const CLOSING_MAX: Duration = Duration::from_secs(3);
+/// How long the store may take for its last rows.
+const LAST_COMMIT_MAX: Duration = Duration::from_secs(6);
+/// A stop takes no longer than this, whatever the settings.
+pub const STOP_MAX: Duration = Duration::from_secs(30);
+
+const _: () = {
+    let rest = CLOSING_MAX.as_millis() + LAST_COMMIT_MAX.as_millis();
+    assert!(DRAIN_MS_MAX as u128 + rest < STOP_MAX.as_millis());
+};
+
 /// A running server.
 pub struct Server {
     addr: SocketAddr,
+    node_addr: SocketAddr,
     shared: Arc<Shared>,
-    stop_accepting: oneshot::Sender<()>,
-    accepting: JoinHandle<()>,
+    house: House,
+    doors: Vec<Door>,
     control: JoinHandle<()>,
+}
+
+/// A listener whose connections are accepted.
+struct Door {
+    /// Whether somebody else keeps it open too.
+    handed: bool,
+    stop: oneshot::Sender<()>,
+    accepting: JoinHandle<()>,
+}
+
+/// A socket that listens, and of which nothing has been accepted yet.
+struct Listener {
+    tcp: TcpListener,
+    addr: SocketAddr,
+    handed: bool,
+}
+
+impl Listener {
+    async fn open(
+        handed: Option<std::net::TcpListener>,
+        listen: String,
+    ) -> Result<Self, StartError> {
+        let (was_handed, opened) = match handed {
+            Some(tcp) => {
+                let tcp = tcp.set_nonblocking(true).and_then(|()| TcpListener::from_std(tcp));
+                (true, tcp)
+            }
+            None => (false, TcpListener::bind(&listen).await),
+        };
+        let with_addr = opened.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
+        let (addr, tcp) = with_addr.map_err(|source| StartError::Listen { listen, source })?;
+        Ok(Self { tcp, addr, handed: was_handed })
+    }
 }
 
 impl Server {
     /// Opens the store, takes back what was not finished, and listens. When this returns the server
-    /// accepts connections.
+    /// takes nodes and sessions.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let listen = config.server.listen.clone();
-        let bound = TcpListener::bind(&listen).await;
-        let listener = bound.map_err(|source| StartError::Listen { listen, source })?;
+        Self::start_with(config, Handed::default()).await
+    }
+
+    /// The same, with sockets that listen already.
+    ///
+    /// Nodes are taken before sessions: where both share one address, sessions are answered 503
+    /// until what an earlier life left is taken back; where they do not, theirs is opened then.
+    pub async fn start_with(config: Config, handed: Handed) -> Result<Server, StartError> {
+        let (listen, node_listen) = (config.server.listen.clone(), &config.server.node_listen);
+        let apart = handed.node.is_some() || node_listen.is_some();
+        // Before the store: the directory of a server that runs already is not touched.
+        let (first, mut second) = match apart {
+            true => (
+                Listener::open(handed.node, node_listen.clone().unwrap_or_default()).await?,
+                Some((handed.client, listen)),
+            ),
+            false => (Listener::open(handed.client, listen).await?, None),
+        };
         let opened = open_store(&config)?;
         let (shared, publisher, commands, recovered) = assemble(config, opened);
         recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
-        let addr = listener.local_addr().map_err(|source| StartError::Listen {
-            listen: shared.config.server.listen.clone(),
-            source,
-        })?;
-        let limits = HttpLimits {
-            header_timeout: Duration::from_millis(shared.config.transport.header_timeout_ms),
-            connections_max: shared.config.transport.connections_max,
-            ..HttpLimits::default()
-        };
-        let (stop_accepting, stopped) = oneshot::channel::<()>();
-        let routes = Arc::new(Routes::new(Arc::clone(&shared)));
-        let accepting = tokio::spawn(serve(listener, routes, limits, stopped));
-        shared.ready.store(true, SeqCst);
-        info!(%addr, boot_epoch = shared.boot_epoch, "accepting connections");
-        Ok(Server { addr, shared, stop_accepting, accepting, control })
+        let house = House::new(shared.config.transport.connections_max);
+        let (addr, node_addr) = (first.addr, first.addr);
+        let mut server = Server { addr, node_addr, shared, house, doors: Vec::new(), control };
+        server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
+        if let Some((handed, listen)) = second.take() {
+            match Listener::open(handed, listen).await {
+                Ok(listener) => {
+                    server.addr = listener.addr;
+                    server.shared.ready.store(true, SeqCst);
+                    server.accept(listener, Serves::Sessions);
+                }
+                Err(error) => {
+                    let stopped = server.close().await;
+                    warn!(?stopped, "sessions cannot be listened for");
+                    return Err(error);
+                }
+            }
+        }
+        server.shared.ready.store(true, SeqCst);
+        let (addr, node_addr) = (server.addr, server.node_addr);
+        info!(%addr, %node_addr, boot_epoch = server.shared.boot_epoch, "accepting sessions");
+        Ok(server)
     }
 
-    /// Where it listens.
+    fn accept(&mut self, listener: Listener, serves: Serves) {
+        let Listener { tcp, addr, handed } = listener;
+        let limits = HttpLimits {
+            header_timeout: Duration::from_millis(self.shared.config.transport.header_timeout_ms),
+            ..HttpLimits::default()
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let routes = Arc::new(Routes::new(Arc::clone(&self.shared), serves));
+        let accepting = tokio::spawn(serve(tcp, routes, self.house.clone(), limits, stopped));
+        info!(%addr, handed, ?serves, "accepting connections");
+        self.doors.push(Door { handed, stop, accepting });
+    }
+
+    /// Where it listens for sessions.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it listens for nodes; the same address unless they have their own.
+    pub fn node_addr(&self) -> SocketAddr {
+        self.node_addr
     }
 
     /// Its clock, which tests move.
@@ -106,41 +212,72 @@ impl Server {
         Arc::clone(&self.shared.clock)
     }
 
-    /// Stops in good order: takes no new connections, lets unfinished jobs end for as long as
-    /// configured, closes every connection, and makes the last rows durable. What is unfinished
-    /// then goes on after the next start.
-    pub async fn stop(self) {
-        let shared = self.shared;
+    /// Stops in good order: takes no new sessions and no speech that begins now, lets unfinished
+    /// jobs end for as long as configured, closes every connection, and makes the last rows
+    /// durable. What is unfinished then goes on after the next start. Takes [`STOP_MAX`] at most.
+    pub async fn stop(mut self) -> Stopped {
+        let shared = Arc::clone(&self.shared);
         shared.ready.store(false, SeqCst);
-        // The receiver is gone if the accept loop has ended, which is what is asked.
-        let told = self.stop_accepting.send(());
+        // Who connects to a socket that stays open waits for the next server. Elsewhere there is
+        // nobody to wait for, and an answer is better than none.
+        let (handed, own) = self.doors.drain(..).partition(|door| door.handed);
+        self.doors = own;
+        shut(handed).await;
         let drain = Duration::from_millis(shared.config.server.drain_ms);
+        shared.scheduler.close(shared.now());
+        shared.drain.send_replace(Some(Instant::now() + drain));
+        info!(jobs = shared.scheduler.live(), "draining");
         let idle = async {
-            // What has ended is still to be told, which may be after it is on disk.
-            let owed = || shared.sessions.pin().values().any(|session| session.is_owed());
-            while shared.scheduler.live() > 0 || owed() {
+            // What was said is a job once its session is drained; what has ended is still to be
+            // told, which may be after it is on disk.
+            let busy = |s: &Arc<SessionHandle>| s.is_owed() || !s.drained.load(SeqCst);
+            let owed = || shared.sessions.pin().values().any(busy);
+            while owed() || shared.scheduler.live() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         if tokio::time::timeout(drain, idle).await.is_err() {
             warn!(jobs = shared.scheduler.live(), "stopping with unfinished jobs");
         }
+        self.close().await
+    }
+
+    /// Closes every connection and the store.
+    async fn close(self) -> Stopped {
+        let shared = self.shared;
         shared.closing.send_replace(true);
-        if told.is_ok() && self.accepting.await.is_err() {
-            warn!("the accept loop had failed");
-        }
-        let deadline = tokio::time::Instant::now() + drain;
-        while shared.closing.receiver_count() > 0 && tokio::time::Instant::now() < deadline {
+        shut(self.doors).await;
+        let deadline = Instant::now() + CLOSING_MAX;
+        // A socket that was accepted and is about to ask is given its answer as well.
+        let open = || shared.closing.receiver_count() > 0 || self.house.open() > 0;
+        while open() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.control.abort();
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
-            if tokio::task::spawn_blocking(move || store.shutdown()).await.is_err() {
-                warn!("the store did not shut down in good order");
+            let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
+            match tokio::time::timeout(LAST_COMMIT_MAX, last_commit).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => warn!("the store did not shut down in good order"),
+                Err(_) => {
+                    warn!("the store is late with its last rows");
+                    return Stopped::StoreLate;
+                }
             }
         }
         info!("stopped");
+        Stopped::InOrder
+    }
+}
+
+/// Accepts no more connections there.
+async fn shut(doors: Vec<Door>) {
+    for Door { stop, accepting, .. } in doors {
+        // The receiver is gone if the accept loop has ended, which is what is asked.
+        if stop.send(()).is_ok() && accepting.await.is_err() {
+            warn!("an accept loop had failed");
+        }
     }
 }
 
@@ -201,6 +338,7 @@ fn assemble(config: Config, opened: (Option<Store>, Option<Recovered>)) -> Assem
         links,
         control,
         ready: false.into(),
+        drain: watch::Sender::new(None),
         closing: watch::Sender::new(false),
         boot_epoch,
         config,

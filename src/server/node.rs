@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, info, warn};
 
 use super::perform::perform;
-use super::shared::{Link, NodeTag, Shared, going_down};
+use super::shared::{Link, NodeTag, Shared, going_down, parting};
 use crate::job::{Answered, Effects};
 use crate::node::Attached;
 use crate::protocol::hello::RESULT_ACK;
@@ -78,7 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
                 self.detach(why);
             }
             // Going down: jobs stay where they are, on disk and on the node.
-            None => self.connection.close(1001, "server is going down", CLOSE_WITHIN).await,
+            None => self.connection.close(1001, &parting(), CLOSE_WITHIN).await,
         }
     }
 

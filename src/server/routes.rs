@@ -22,7 +22,7 @@ use super::shared::{Command, Shared};
 use crate::config::Pool;
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
-use crate::protocol::{JobId, NodeId};
+use crate::protocol::{JobId, NodeId, limits};
 use crate::store::{StoreStats, TerminalRow};
 use crate::telemetry::{Metrics, Now};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
@@ -39,19 +39,30 @@ type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 /// Answers requests and turns upgrades into connection tasks.
 pub(super) struct Routes {
     pub(super) shared: Arc<Shared>,
+    serves: Serves,
+}
+
+/// Whom a listener is for. Pages are answered by every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Serves {
+    Everyone,
+    Sessions,
+    Nodes,
 }
 
 impl Routes {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(super) fn new(shared: Arc<Shared>, serves: Serves) -> Self {
+        Self { shared, serves }
     }
 
     async fn route(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let get = request.method() == Method::GET;
         match path.as_str() {
-            "/ws/session" => self.session_socket(&mut request, peer),
-            "/ws/node" => self.node_socket(&mut request, peer),
+            "/ws/session" if self.serves != Serves::Nodes => {
+                self.session_socket(&mut request, peer)
+            }
+            "/ws/node" if self.serves != Serves::Sessions => self.node_socket(&mut request, peer),
             "/health" if get => answer(StatusCode::OK, "OK"),
             "/readyz" if get => self.readyz(),
             "/metrics" if get => self.metrics(),
@@ -98,7 +109,7 @@ impl Routes {
 
     fn session_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         if !self.shared.ready.load(SeqCst) {
-            return fault(StatusCode::SERVICE_UNAVAILABLE, "going down");
+            return self.not_now();
         }
         let t = &self.shared.config.transport;
         let limits = Limits {
@@ -115,6 +126,17 @@ impl Routes {
             t.session_outbox_frames_max,
             move |connection, outbox| SessionTask::new(shared, peer, connection, outbox).run(),
         )
+    }
+
+    /// The answer to a session that comes too early, or too late.
+    fn not_now(&self) -> Response<Body> {
+        let (why, seconds) = match self.shared.is_draining() {
+            true => ("going down", limits::reconnect_after_ms().div_ceil(1_000)),
+            false => ("starting", 1),
+        };
+        let mut response = fault(StatusCode::SERVICE_UNAVAILABLE, why);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.max(1).into());
+        response
     }
 
     fn node_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {

@@ -14,12 +14,12 @@ use tracing::{debug, info, warn};
 use super::perform::{bury, perform};
 use super::shared::{
     Line, Mail, Newcomer, ResumeKey, SessionHandle, SessionSlot, SessionTag, Shared, Socket,
-    going_down,
+    drain_begins, going_down, parting,
 };
 use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
-use crate::protocol::{ErrorCode, JobId, SessionId};
-use crate::session::{Cutting, Effects, Input, Profile, Session};
+use crate::protocol::{ErrorCode, JobId, SessionId, limits};
+use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, Session};
 use crate::store::{SessionRow, Write};
 use crate::telemetry::{Now, Stage};
 use crate::tenant::Denied;
@@ -78,6 +78,7 @@ impl SessionTask {
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut closing = shared.closing.subscribe();
+        let (mut drain, mut draining) = (shared.drain.subscribe(), false);
         while self.line.is_some() || self.open.is_some() {
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));
@@ -90,6 +91,10 @@ impl SessionTask {
                 arrival = next_of(&mut self.line) => self.arrived(arrival).await,
                 () = mail_for(handle.as_ref()) => {}
                 () = shared.clock.sleep_until(tick) => self.input(Input::Tick).await,
+                until = drain_begins(&mut drain), if !draining => {
+                    draining = true;
+                    self.drain(until).await;
+                }
                 () = going_down(&mut closing) => return self.go_down().await,
             }
             self.read_mail().await;
@@ -129,13 +134,28 @@ impl SessionTask {
     /// The server is going down. Jobs are left alone: they are on disk and go on after the restart,
     /// and so does a session that has any, or whose client can come back.
     async fn go_down(mut self) {
+        // What was said since the drain began is refused, or taken if there was no drain.
+        self.input(Input::Drain(None)).await;
         if let Some(open) = self.open.take() {
             let goes_on = open.session.profile.resume || open.handle.is_owed();
             self.forget(open, !goes_on);
         }
         if let Some(line) = self.line.take() {
             self.hang_up(&line);
-            line.connection.close(1001, "server is going down", CLOSE_WITHIN).await;
+            line.connection.close(1001, &parting(), CLOSE_WITHIN).await;
+        }
+    }
+
+    /// The server begins to go down, and closes this connection at `until` or before.
+    async fn drain(&mut self, until: tokio::time::Instant) {
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        let notice = GoAway {
+            reconnect_after_ms: limits::reconnect_after_ms(),
+            deadline_ms: left.as_millis() as u64,
+        };
+        self.input(Input::Drain(Some(notice))).await;
+        if let Some(open) = &self.open {
+            open.handle.drained.store(true, SeqCst);
         }
     }
 
@@ -205,6 +225,17 @@ impl SessionTask {
             Ok(profile) => profile.without_store(),
             Err(fault) => return self.refuse(fault.kind(), Some(fault.to_string())),
         };
+        if self.shared.is_draining() {
+            return self.send(&Event::Error {
+                code: ErrorCode::ShuttingDown.as_str().to_owned(),
+                message: "The server is going down".to_owned(),
+                retryable: Some(true),
+                retry_after_ms: Some(limits::reconnect_after_ms()),
+                phase: None,
+                trace_id: Some(profile.trace_id),
+                job_id: None,
+            });
+        }
         // A connection has one session; a new one takes the place of the old.
         if self.open.is_some() {
             self.input(Input::Over).await;
@@ -344,8 +375,12 @@ impl SessionTask {
                 if denied == Denied::Conflict {
                     open.session.conflicting(index, &mut self.effects);
                 } else {
-                    let (why, retry) = (denied.to_string(), denied.retry_after_ms());
-                    open.session.refused(index, &why, retry, now, &mut self.effects);
+                    let refusal = Refusal {
+                        code: denied.code(),
+                        why: denied.to_string(),
+                        retry_after_ms: denied.retry_after_ms(),
+                    };
+                    open.session.refused(index, refusal, now, &mut self.effects);
                 }
             }
         }

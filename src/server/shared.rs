@@ -12,13 +12,14 @@ use hyper_util::rt::TokioIo;
 use papaya::HashMap;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::clock::Clock;
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
-use crate::protocol::{JobId, SessionId};
+use crate::protocol::{JobId, SessionId, limits};
 use crate::session::{News, Profile};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Now};
@@ -45,8 +46,10 @@ pub(super) struct Shared {
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
     pub(super) control: Control,
-    /// Set once all listeners accept; cleared while draining.
+    /// Sessions are taken: not while the server takes back what it had, and not while it drains.
     pub(super) ready: AtomicBool,
+    /// Set when the server begins to go down: when connections are closed at the latest.
+    pub(super) drain: watch::Sender<Option<Instant>>,
     /// Becomes true when connections are to close.
     pub(super) closing: watch::Sender<bool>,
     pub(super) started_unix_ms: u64,
@@ -56,6 +59,11 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn now(&self) -> Now {
         self.clock.now()
+    }
+
+    /// Whether the server has begun to go down.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.borrow().is_some()
     }
 
     /// Whether a result may be told before it is on disk.
@@ -138,6 +146,8 @@ pub(super) struct SessionHandle {
     pub(super) utterances: AtomicU64,
     /// Results kept for its client.
     pub(super) owed: AtomicUsize,
+    /// It knows that the server goes down, and what had been said before is jobs now.
+    pub(super) drained: AtomicBool,
     mail: ArrayQueue<Mail>,
     pub(super) newcomers: ArrayQueue<Newcomer>,
     pub(super) wake: Notify,
@@ -162,6 +172,7 @@ impl SessionHandle {
             untold: AtomicUsize::new(0),
             utterances: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
+            drained: AtomicBool::new(false),
             // Each job is kept, ends and becomes durable once, and reading stops while as many as
             // may be open wait for the disk; progress gets what is beyond that.
             mail: ArrayQueue::new(PROGRESS_MAX + 6 * jobs_max + 16),
@@ -302,6 +313,20 @@ impl Drop for SessionSlot {
         self.0.sessions_open.fetch_sub(1, SeqCst);
         self.0.metrics.sessions.dec();
     }
+}
+
+/// Returns when the server begins to go down: with the end of the drain.
+pub(super) async fn drain_begins(drain: &mut watch::Receiver<Option<Instant>>) -> Instant {
+    match drain.wait_for(Option::is_some).await.map(|until| *until) {
+        Ok(Some(until)) => until,
+        // The server is gone without a word; `going_down` sees it too.
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// The reason of the close frames of a server that goes down, with a time of its own for each peer.
+pub(super) fn parting() -> String {
+    format!("server is going down; retry_after_ms={}", limits::reconnect_after_ms())
 }
 
 /// Returns when connections are to close.

@@ -5,6 +5,7 @@
 
 mod answers;
 mod delivery;
+mod drain;
 mod group;
 mod profile;
 mod segmenter;
@@ -42,6 +43,7 @@ const HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
 const PAUSE_APART_US: u64 = 500_000;
 
 pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
+pub use drain::{GoAway, Refusal};
 pub use profile::Profile;
 
 /// What reaches a session.
@@ -68,6 +70,8 @@ pub enum Input {
     Lost,
     /// Nobody will come back.
     Over,
+    /// The server goes down: with a notice when it begins to, without one just before it closes.
+    Drain(Option<GoAway>),
 }
 
 /// News of a job.
@@ -283,6 +287,8 @@ pub struct Session {
     detached_until: Option<u64>,
     /// The client asked to end; what is open then is waited for until this moment.
     closing_until: Option<u64>,
+    /// The server goes down.
+    draining: bool,
     paused_us: u64,
 }
 
@@ -324,6 +330,7 @@ impl Session {
             stream: Stream::default(),
             detached_until: None,
             closing_until: None,
+            draining: false,
             paused_us: 0,
         }
     }
@@ -384,6 +391,7 @@ impl Session {
             Input::Replayed { after, frames } => self.replayed(after, frames, effects),
             Input::Lost if self.profile.resume => self.detach(now, effects),
             Input::Lost | Input::Over => self.over(effects),
+            Input::Drain(notice) => self.drain(notice, now, effects),
         }
         if let Some(after) = self.delivery.wants() {
             effects.push(Effect::Replay(after));
@@ -540,12 +548,17 @@ impl Session {
         if self.closing_until.is_some() {
             return;
         }
+        self.cut_all(now, effects);
+        self.closing_until = Some(now.after_ms(self.config.close_wait_ms));
+    }
+
+    /// Nothing of what came is waited with any longer.
+    fn cut_all(&mut self, now: Now, effects: &mut Effects) {
         self.segmenter.close(&mut self.cuts);
         self.cut(now, effects);
         while !self.held.is_empty() {
             self.skip_to_held(effects);
         }
-        self.closing_until = Some(now.after_ms(self.config.close_wait_ms));
     }
 
     /// Ends a closing session once everything has been told. To be called when all effects of an

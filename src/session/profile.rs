@@ -38,6 +38,8 @@ pub struct Profile {
     pub accepted: bool,
     /// It numbers its chunks and wants to hear which are on disk.
     pub audio_ack: bool,
+    /// It wants to hear when the server begins to go down.
+    pub(super) go_away: bool,
 }
 
 impl Profile {
@@ -78,6 +80,7 @@ impl Profile {
             resume: offers("resume"),
             accepted: offers("accepted"),
             audio_ack: offers("audio_ack"),
+            go_away: offers("go_away"),
         })
     }
 
@@ -93,6 +96,7 @@ impl Profile {
             ("resume", self.resume),
             ("accepted", self.accepted),
             ("audio_ack", self.audio_ack),
+            ("go_away", self.go_away),
         ];
         words.into_iter().filter_map(|(word, granted)| granted.then_some(word)).collect()
     }

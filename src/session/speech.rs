@@ -9,13 +9,16 @@ use crate::telemetry::Now;
 
 use super::profile::boxed;
 use super::segmenter::{Out, Piece};
-use super::{ClientKey, Cutting, Effect, Effects, Held, Session};
+use super::{ClientKey, Cutting, Effect, Effects, Held, Refusal, Session};
 use super::{HELD_BYTES_MAX, INDEX_MAX, PAUSE_APART_US};
 
 impl Session {
     pub(super) fn audio_chunk(&mut self, chunk: AudioChunk, now: Now, effects: &mut Effects) {
         if !self.owns(&chunk.session_id, effects) || !self.takes_speech(effects) {
             return;
+        }
+        if self.comes_again_with_speech() {
+            return effects.push(Effect::Dropped("draining", chunk.audio.len()));
         }
         let AudioChunk { seq, mut audio, client_timestamp_ms, is_final, .. } = chunk;
         if self.profile.audio_ack {
@@ -254,40 +257,39 @@ impl Session {
 
     /// The submission of `index` was refused: the client is told, in order, and asked to pause if
     /// it is speaking. Nothing was kept.
-    pub fn refused(
-        &mut self,
-        index: u64,
-        why: &str,
-        retry_after_ms: u64,
-        now: Now,
-        effects: &mut Effects,
-    ) {
+    pub fn refused(&mut self, index: u64, refusal: Refusal, now: Now, effects: &mut Effects) {
         self.sequencer.open(index);
         self.stream.refused(index);
         self.tell_chunks(effects);
-        self.ui(UiEvent::Error, index, None, Some(ErrorCode::Overloaded.as_str()), None, effects);
+        let (code, reason) = (refusal.code.as_str(), refusal.reason());
+        self.ui(UiEvent::Error, index, None, Some(code), None, effects);
         if self.profile.typed_errors {
             let event = Event::Error {
-                code: ErrorCode::Overloaded.as_str().to_owned(),
-                message: why.to_owned(),
+                code: code.to_owned(),
+                message: refusal.why,
                 retryable: Some(true),
-                retry_after_ms: Some(retry_after_ms),
+                retry_after_ms: Some(refusal.retry_after_ms),
                 phase: Some("submit"),
                 trace_id: Some(self.profile.trace_id.clone()),
                 job_id: None,
             };
             self.send(&event, effects);
         }
-        let frame = self.missing(index, "overloaded", now);
+        let frame = self.missing(index, reason, now);
         self.traces.remove(&index);
         self.sequencer.settle(index, (JobId(0), frame), now.us, &mut self.releases);
-        let speaking = self.segmenter.next_tick().is_some();
-        if speaking && now.us.saturating_sub(self.paused_us) > PAUSE_APART_US {
-            self.paused_us = now.us;
-            let event = Event::Backpressure { action: "PAUSE", resume_after_ms: retry_after_ms };
-            self.send(&event, effects);
+        if self.segmenter.next_tick().is_some() {
+            self.pause(refusal.retry_after_ms, now, effects);
         }
         self.release(now, effects);
+    }
+
+    /// Asks a client that is speaking to pause, unless it was asked just now.
+    pub(super) fn pause(&mut self, resume_after_ms: u64, now: Now, effects: &mut Effects) {
+        if now.us.saturating_sub(self.paused_us) > PAUSE_APART_US {
+            self.paused_us = now.us;
+            self.send(&Event::Backpressure { action: "PAUSE", resume_after_ms }, effects);
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! It refuses to know scheduling. What it counts is given back when the job ends.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+use crate::protocol::{ErrorCode, limits};
 
 /// Why a job was not admitted. Nothing of it was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +27,9 @@ pub enum Denied {
     /// The idempotency key was used for another utterance.
     #[error("the idempotency key was used for another utterance")]
     Conflict,
+    /// The server is going down, and the speech began after that was said.
+    #[error("the server is going down")]
+    Draining,
 }
 
 impl Denied {
@@ -37,12 +42,26 @@ impl Denied {
             Denied::StoreFull => "store_full",
             Denied::Unacknowledged => "unacknowledged",
             Denied::Conflict => "conflict",
+            Denied::Draining => "draining",
         }
     }
 
-    /// When to try again, in milliseconds: about the length of one utterance.
+    /// What the client is told.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Denied::Draining => ErrorCode::ShuttingDown,
+            Denied::Conflict => ErrorCode::IdempotencyConflict,
+            _ => ErrorCode::Overloaded,
+        }
+    }
+
+    /// When to try again, in milliseconds: about the length of one utterance; at a restart, some
+    /// time in which not everybody comes at once.
     pub fn retry_after_ms(self) -> u64 {
-        1_000
+        match self {
+            Denied::Draining => limits::reconnect_after_ms(),
+            _ => 1_000,
+        }
     }
 }
 
@@ -52,13 +71,26 @@ pub struct Admission {
     live: AtomicUsize,
     live_max: usize,
     session_max: u32,
+    /// Speech that began after this is refused, monotonic microseconds.
+    closed_us: AtomicU64,
 }
 
 impl Admission {
     /// With the given limits for the server and for one session.
     pub fn new(live_max: usize, session_max: usize) -> Self {
         let session_max = u32::try_from(session_max).unwrap_or(u32::MAX);
-        Self { live: AtomicUsize::new(0), live_max, session_max }
+        let closed_us = AtomicU64::new(u64::MAX);
+        Self { live: AtomicUsize::new(0), live_max, session_max, closed_us }
+    }
+
+    /// Takes no speech that begins after `now_us`, in monotonic microseconds.
+    pub fn close(&self, now_us: u64) {
+        self.closed_us.store(now_us, SeqCst);
+    }
+
+    /// Whether speech that began at `begun_us` is still taken.
+    pub fn takes(&self, begun_us: u64) -> Result<(), Denied> {
+        if begun_us > self.closed_us.load(SeqCst) { Err(Denied::Draining) } else { Ok(()) }
     }
 
     /// Counts one more job of the session whose count is `session`, or says why not.
@@ -96,6 +128,15 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_closed_house_takes_only_what_began_before() {
+        let admission = Admission::new(2, 1);
+        assert_eq!(admission.takes(u64::MAX), Ok(()));
+        admission.close(5);
+        assert_eq!((admission.takes(5), admission.takes(6)), (Ok(()), Err(Denied::Draining)));
+        assert_eq!(Denied::Draining.code(), ErrorCode::ShuttingDown);
+    }
 
     #[test]
     fn a_refusal_leaves_no_trace() {

@@ -26,7 +26,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
@@ -60,8 +60,6 @@ pub trait Service: Send + Sync + 'static {
 pub struct HttpLimits {
     /// From the first moment, or from the last answer, until the end of a request's headers.
     pub header_timeout: Duration,
-    /// Sockets open at once, WebSockets included.
-    pub connections_max: usize,
     /// Headers in one request; browsers send about 20. Beyond it: 431.
     pub headers_max: usize,
     /// Bytes of one request's line and headers. Beyond it: 431. At least 8 KiB.
@@ -72,7 +70,6 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             header_timeout: Duration::from_secs(5),
-            connections_max: 16 * 1024,
             headers_max: 64,
             buffer_bytes_max: 16 * 1024,
         }
@@ -87,17 +84,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const FULL_HOUSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
     retry-after: 1\r\ncontent-length: 0\r\n\r\n";
 
-/// Serves connections until `shutdown` resolves, then returns.
+/// Serves connections until `shutdown` resolves, then returns; the listener is closed with that.
 ///
 /// Plain HTTP connections finish the request they are in; WebSockets live on with their owners.
+/// Several listeners may share one house, and with it one bound.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     service: Arc<S>,
+    house: House,
     limits: HttpLimits,
     shutdown: impl Future,
 ) {
     let mut shutdown = pin!(shutdown);
-    let house = House { open: Arc::default(), connections_max: limits.connections_max };
     // Dropped on return, which is how the connections learn of it.
     let (_running, stopping) = watch::channel(());
     let http = http_builder(&limits);
@@ -140,17 +138,25 @@ async fn connection<S: Service>(
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
 ) {
+    let asked = Notify::new();
     let answers = service_fn(|request| {
         let service = Arc::clone(&service);
+        asked.notify_one();
         async move { Ok::<_, Infallible>(service.call(request, peer).await) }
     });
     let mut exchange = pin!(http.serve_connection(io, answers).with_upgrades());
     let outcome = tokio::select! {
         outcome = &mut exchange => outcome,
-        _ = stopping.changed() => {
-            exchange.as_mut().graceful_shutdown();
-            exchange.await
-        }
+        // Whoever was let in is answered once: told to go before the first request, hyper would
+        // close on a peer whose request is on its way.
+        _ = stopping.changed() => tokio::select! {
+            biased;
+            outcome = &mut exchange => outcome,
+            () = asked.notified() => {
+                exchange.as_mut().graceful_shutdown();
+                exchange.await
+            }
+        },
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended");
@@ -190,19 +196,27 @@ fn turn_away(tcp: TcpStream, peer: SocketAddr) {
     tracing::debug!(%peer, ?outcome, "too many connections");
 }
 
-/// Counts the sockets that are open.
-struct House {
+/// Counts the sockets that are open, of all listeners that share it.
+#[derive(Debug, Clone)]
+pub struct House {
     open: Arc<AtomicUsize>,
     connections_max: usize,
 }
 
 impl House {
+    /// Room for so many sockets at once, WebSockets included.
+    pub fn new(connections_max: usize) -> Self {
+        Self { open: Arc::default(), connections_max }
+    }
+
+    /// Sockets open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
     fn admit(&self) -> Option<Permit> {
-        // Only the accept loop adds, so looking first and adding later cannot exceed the bound.
-        if self.open.load(Ordering::Acquire) >= self.connections_max {
-            return None;
-        }
-        self.open.fetch_add(1, Ordering::AcqRel);
+        let room = |open: usize| (open < self.connections_max).then_some(open + 1);
+        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(Permit(Arc::clone(&self.open)))
     }
 }

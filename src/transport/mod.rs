@@ -12,7 +12,7 @@ mod outbox;
 mod websocket;
 
 pub use counted::Counted;
-pub use http::{Agreed, Body, HttpLimits, Service, Socket, answer, serve, upgrade};
+pub use http::{Agreed, Body, House, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

@@ -72,10 +72,14 @@ struct Running {
 }
 
 async fn running(limits: HttpLimits) -> Running {
+    running_in(House::new(16), limits).await
+}
+
+async fn running_in(house: House, limits: HttpLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let serving = tokio::spawn(serve(listener, Arc::new(Echo), limits, stopped));
+    let serving = tokio::spawn(serve(listener, Arc::new(Echo), house, limits, stopped));
     Running { at, stop, serving }
 }
 
@@ -171,7 +175,7 @@ async fn headers_are_bounded() {
 
 #[tokio::test]
 async fn the_count_covers_websockets_until_they_end() {
-    let server = running(HttpLimits { connections_max: 1, ..HttpLimits::default() }).await;
+    let server = running_in(House::new(1), HttpLimits::default()).await;
     let mut socket = server.echo_socket().await.unwrap();
     assert!(says_back(&mut socket, "upgraded").await);
     // It closes without having read, so the request it never looks at may reset the connection.
@@ -196,7 +200,7 @@ async fn the_count_covers_websockets_until_they_end() {
 
 #[tokio::test]
 async fn the_count_covers_plain_connections() {
-    let server = running(HttpLimits { connections_max: 2, ..HttpLimits::default() }).await;
+    let server = running_in(House::new(2), HttpLimits::default()).await;
     let ask = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     for _ in 0..20 {
         // Each gives its place back, if not before its last byte then soon after.
