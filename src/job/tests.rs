@@ -396,7 +396,7 @@ fn cancelling_frees_the_node_and_tells_it() {
 }
 
 #[test]
-fn history_is_bounded() {
+fn history_is_bounded_and_keys_are_kept_for_their_time() {
     let mut world = World::new(config::Job { history_max: 3, ..small() });
     world.join("a");
     let speaker = world.scheduler.speaker(SessionId(1));
@@ -408,7 +408,9 @@ fn history_is_bounded() {
     let mut known = 0;
     world.scheduler.for_each(|_| known += 1);
     assert_eq!(known, 3);
-    assert_eq!(world.scheduler.keys.pin().len(), 3, "keys go with their jobs");
+    assert_eq!(world.scheduler.keys.pin().len(), 6, "keys outlive the memory of their jobs");
+    world.advance(config::Job::default().idempotency_ms + 1);
+    assert_eq!(world.scheduler.keys.pin().len(), 0);
     assert_eq!(speaker.open.load(SeqCst), 0);
 }
 
