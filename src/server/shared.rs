@@ -13,6 +13,7 @@ use papaya::HashMap;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::awaited::Awaited;
 use super::clock::Clock;
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Nodes of an earlier run that may still come.
+    pub(super) awaited: Awaited,
     pub(super) control: Control,
     /// Set once all listeners accept; cleared while draining.
     pub(super) ready: AtomicBool,
