@@ -312,7 +312,7 @@ async fn a_node_that_falls_silent_loses_its_jobs() {
 
 /// As `scene`, but the busy node can say what it has.
 async fn able_scene() -> Scene {
-    let server = TestServer::start(|_| {}).await;
+    let server = TestServer::start(|c| c.session.result_gap_wait_ms = 60_000).await;
     let (mut busy, _) = server.able_node("busy", "run 1", &[], &[]).await;
     let (mut client, id) = server.session("zh", "en").await;
     client.sentence(&id).await;
@@ -339,14 +339,14 @@ const HELLO: &str = "utterd_hello_jobs_total";
 async fn a_node_that_is_back_in_time_keeps_its_job() {
     let Scene { server, mut client, id, busy, job, mut idle } = able_scene().await;
     breaks(&server, busy).await;
-    server.advance(Duration::from_millis(2_500));
+    server.advance(seconds(2));
     // It is out of the pools meanwhile.
     client.sentence(&id).await;
     let other = idle.assignment_of(1).await;
     idle.answer(&other, "second").await;
     let (mut busy, jobs) = server.able_node("busy", "run 1", &[&job], &[]).await;
     assert_eq!(jobs, told(&job, "keep"));
-    server.advance(seconds(10));
+    server.advance(seconds(4));
     idle.has_nothing().await;
     busy.answer(&job, "first").await;
     assert_eq!(busy.acked(&job).await, "committed");
@@ -412,9 +412,9 @@ async fn what_an_earlier_run_of_a_node_had_is_given_out_at_once() {
 async fn a_node_that_stays_away_loses_its_jobs() {
     let Scene { server, mut client, busy, job, mut idle, .. } = able_scene().await;
     breaks(&server, busy).await;
-    server.advance(Duration::from_millis(2_900));
+    server.advance(seconds(2));
     idle.has_nothing().await;
-    server.advance(Duration::from_millis(200));
+    server.advance(seconds(1));
     let next = again(&mut idle, &job).await;
     let (mut busy, jobs) = server.able_node("busy", "run 1", &[&job], &[]).await;
     assert_eq!(jobs, told(&job, "cancel"));

@@ -174,7 +174,9 @@ impl Again {
                 speakers.entry(session).or_insert_with(|| world.scheduler.speaker(session));
             let audio = Audio::Raw(Bytes::from_static(b"audio"));
             let (received_us, cut_us) = (now.us, now.us);
-            let submission = Submission { spec: job.spec.clone(), audio, received_us, cut_us };
+            let spec = job.spec.clone();
+            let submission =
+                Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
             world.scheduler.restore(job.id, speaker, submission, now);
             world.jobs.push(world.scheduler.job(job.id).unwrap());
         }
