@@ -2,9 +2,9 @@
 //! whenever the connection is lost, for ever.
 //!
 //! Decides which job runs when and turns an engine's answer or failure into the wire's words; knows
-//! nothing of speech. Lost connection: with a scheduler that acknowledges results it goes on working
-//! and says what it has when it is back. With another, what runs is stopped, for that gives the
-//! work of a vanished node to another and nobody would wait for the answer.
+//! nothing of speech. Lost connection: with a scheduler that acknowledges results it goes on
+//! working and says what it has when it is back. With another, what runs is stopped, for that
+//! gives the work of a vanished node to another and nobody would wait for the answer.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -474,8 +474,8 @@ impl Agent {
         self.start_waiting().await
     }
 
-    /// Says at once that this node will not do a job. That is not kept: a refusal that is lost is as
-    /// good as a job that is.
+    /// Says at once that this node will not do a job. That is not kept: a refusal that is lost is
+    /// as good as a job that is.
     async fn refuse(&mut self, ident: &Ident, why: Failure) -> Result<(), Ended> {
         let (failure, took) = (Some(why.message.clone()), Duration::ZERO);
         self.send(&job_result(self.name(), ident, Err(why), took)).await?;
