@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{FakeNode, Peer, TestServer, attempt_of, fault, opus};
+use support::{
+    FakeNode, Peer, TestServer, attempt_of, fault, heartbeat_message, hello_message, opus,
+};
 
 const ZH_EN: [&str; 2] = ["zh", "en"];
 const LATE: &str = "utterd_stale_events_total{event=\"result_late\"}";
@@ -306,4 +308,211 @@ async fn a_node_that_falls_silent_loses_its_jobs() {
     is_told_once(&mut client, "text").await;
     server.until_node_is(&silent, "offline").await;
     assert!(silent.peer.ends().await, "it is told to come again");
+}
+
+/// As `scene`, but the busy node can say what it has.
+async fn able_scene() -> Scene {
+    let server = TestServer::start(|c| c.session.result_gap_wait_ms = 60_000).await;
+    let (mut busy, _) = server.able_node("busy", "run 1", &[], &[]).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    client.sentence(&id).await;
+    let job = busy.assignment_of(0).await;
+    server.job_at(&job["job_id"], "written").await;
+    let idle = server.node("idle", &ZH_EN).await;
+    Scene { server, client, id, busy, job, idle }
+}
+
+/// The node's connection breaks; the server has noticed.
+async fn breaks(server: &TestServer, node: FakeNode) {
+    let path = node.path();
+    drop(node);
+    server.until(|b| b["state"] == "offline", &path).await;
+}
+
+fn told(job: &Value, action: &str) -> Value {
+    json!([{"job_id": job["job_id"], "attempt_id": job["attempt_id"], "action": action}])
+}
+
+const HELLO: &str = "utterd_hello_jobs_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_back_in_time_keeps_its_job() {
+    let Scene { server, mut client, id, busy, job, mut idle } = able_scene().await;
+    breaks(&server, busy).await;
+    server.advance(seconds(2));
+    // It is out of the pools meanwhile.
+    client.sentence(&id).await;
+    let other = idle.assignment_of(1).await;
+    idle.answer(&other, "second").await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[&job], &[]).await;
+    assert_eq!(jobs, told(&job, "keep"));
+    server.advance(seconds(4));
+    idle.has_nothing().await;
+    busy.answer(&job, "first").await;
+    assert_eq!(busy.acked(&job).await, "committed");
+    for text in ["first", "second"] {
+        assert_eq!(client.told().await["text_asr"], text);
+    }
+    busy.has_nothing().await;
+    assert_eq!(server.metric_sum("utterd_attempts_ended_total", &[]).await, 0.0);
+    server.until(|b| b["slots_used"] == 0, &busy.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_went_down_with_its_connection_is_sent_again_and_delivered_once() {
+    let Scene { server, mut client, busy, job, mut idle, .. } = able_scene().await;
+    breaks(&server, busy).await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[], &[&job]).await;
+    assert_eq!(jobs, told(&job, "send"));
+    busy.answer(&job, "text").await;
+    assert_eq!(busy.acked(&job).await, "committed");
+    is_told_once(&mut client, "text").await;
+    // The acknowledgement may be lost as well.
+    breaks(&server, busy).await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[], &[&job]).await;
+    assert_eq!(jobs, told(&job, "cancel"));
+    busy.answer(&job, "text").await;
+    assert_eq!(busy.acked(&job).await, "duplicate");
+    idle.has_nothing().await;
+    for (action, n) in [("keep", 0.0), ("send", 1.0), ("cancel", 1.0), ("requeued", 0.0)] {
+        assert_eq!(server.metric_sum(HELLO, &[action]).await, n, "{action}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assignment_that_did_not_arrive_is_given_out_at_once() {
+    let Scene { server, mut client, busy, job, idle, .. } = able_scene().await;
+    breaks(&server, idle).await;
+    breaks(&server, busy).await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[], &[]).await;
+    assert_eq!(jobs, json!([]));
+    // The same node has not seen it.
+    let next = again(&mut busy, &job).await;
+    busy.answer(&job, "of the first attempt").await;
+    assert_eq!(busy.acked(&job).await, "stale");
+    busy.answer(&next, "text").await;
+    is_told_once(&mut client, "text").await;
+    assert_eq!(server.metric(&format!("{HELLO}{{action=\"requeued\"}}")).await, 1.0);
+    assert_eq!(server.metric("utterd_attempts_ended_total{why=\"not_arrived\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_of_a_node_had_is_given_out_at_once() {
+    let Scene { server, mut client, busy, job, idle, .. } = able_scene().await;
+    breaks(&server, idle).await;
+    breaks(&server, busy).await;
+    let (mut busy, _) = server.able_node("busy", "run 2", &[], &[]).await;
+    let next = again(&mut busy, &job).await;
+    busy.answer(&next, "text").await;
+    is_told_once(&mut client, "text").await;
+    assert_eq!(server.metric("utterd_attempts_ended_total{why=\"node_restarted\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stays_away_loses_its_jobs() {
+    let Scene { server, mut client, busy, job, mut idle, .. } = able_scene().await;
+    breaks(&server, busy).await;
+    server.advance(seconds(2));
+    idle.has_nothing().await;
+    server.advance(seconds(1));
+    let next = again(&mut idle, &job).await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[&job], &[]).await;
+    assert_eq!(jobs, told(&job, "cancel"));
+    busy.answer(&job, "late").await;
+    assert_eq!(busy.acked(&job).await, "stale");
+    idle.answer(&next, "text").await;
+    is_told_once(&mut client, "text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_late_goes_on_with_a_job_that_nobody_else_has() {
+    let Scene { server, mut client, busy, job, idle, .. } = able_scene().await;
+    breaks(&server, idle).await;
+    breaks(&server, busy).await;
+    server.advance(seconds(8));
+    server.until(|b| b["jobs"]["waiting"] == 1, "/api/v1/stats").await;
+    let (mut busy, jobs) = server.able_node("busy", "run 1", &[&job], &[]).await;
+    assert_eq!(jobs, told(&job, "keep"));
+    server.advance(seconds(10));
+    busy.answer(&job, "text").await;
+    is_told_once(&mut client, "text").await;
+    busy.has_nothing().await;
+    assert_eq!(server.metric("utterd_jobs_adopted_total").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_would_not_outlive_the_grace_is_moved_at_once() {
+    let Scene { server, mut client, busy, job, mut idle, .. } = able_scene().await;
+    server.advance(seconds(28));
+    server.beat(&mut idle).await;
+    drop(busy);
+    let next = again(&mut idle, &job).await;
+    idle.answer(&next, "text").await;
+    is_told_once(&mut client, "text").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_grace_jobs_are_moved_at_once() {
+    let server = TestServer::start(|c| c.node.resume_grace_ms = 0).await;
+    let (mut busy, _) = server.able_node("busy", "run 1", &[], &[]).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    client.sentence(&id).await;
+    let job = busy.assignment_of(0).await;
+    let mut idle = server.node("idle", &ZH_EN).await;
+    drop(busy);
+    again(&mut idle, &job).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_takes_over_what_it_names_and_a_heartbeat_says_nothing_of_it() {
+    for heartbeat_first in [false, true] {
+        let Scene { server, mut client, id, busy, job, mut idle } = able_scene().await;
+        client.sentence(&id).await;
+        server.until_metric("utterd_jobs_submitted_total", 2.0).await;
+        let mut peer = server.raw_node().await;
+        if heartbeat_first {
+            peer.send(heartbeat_message("busy", &ZH_EN)).await;
+            let newer = |b: &Value| b["generation"].as_u64() > Some(2);
+            server.until(newer, &busy.path()).await;
+        }
+        let (mut new, jobs) =
+            FakeNode::hello(peer, hello_message("busy", "run 1", &[&job], &[])).await;
+        assert_eq!(jobs, told(&job, "keep"));
+        drop(busy);
+        // The second sentence went out over the old connection, and was not named.
+        let next = new.assignment_of(1).await;
+        assert_eq!(attempt_of(&next), 2);
+        server.advance(seconds(4));
+        idle.has_nothing().await;
+        new.answer(&job, "first").await;
+        new.answer(&next, "second").await;
+        for text in ["first", "second"] {
+            assert_eq!(client.told().await["text_asr"], text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_was_kept_draws_the_rest_of_its_turn_to_its_node() {
+    let server = TestServer::start(|_| {}).await;
+    let (mut busy, _) = server.able_node("busy", "run 1", &[], &[]).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    for seq in 0..11 {
+        client.chunk(&id, seq, &opus(50, 60), false).await;
+    }
+    let slice = busy.assignment_of(0).await;
+    let mut idle = server.node("idle", &ZH_EN).await;
+    breaks(&server, busy).await;
+    client.chunk(&id, 11, &[], true).await;
+    server.until(|b| b["jobs"]["waiting"] == 1, "/api/v1/stats").await;
+    let (mut busy, _) = server.able_node("busy", "run 1", &[&slice], &[]).await;
+    let last = busy.assignment_of(1).await;
+    assert_eq!(last["turn_id"], slice["turn_id"]);
+    busy.answer(&slice, "one").await;
+    busy.answer(&last, "two").await;
+    for text in ["one", "two"] {
+        assert_eq!(client.told().await["text_asr"], text);
+    }
+    idle.has_nothing().await;
+    server.until(|b| b["slots_used"] == 0, &busy.path()).await;
 }

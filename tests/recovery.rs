@@ -10,7 +10,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{FakeNode, Peer, QUIET, SOON, TestServer, heartbeat_message, http, speech};
+use support::{
+    FakeNode, Peer, QUIET, SOON, TestServer, heartbeat_message, hello_message, http, speech,
+};
 
 const LANGUAGES: [&str; 2] = ["zh", "en"];
 
@@ -353,4 +355,122 @@ async fn a_job_that_found_no_node_in_either_life_ends_by_its_deadline() {
     server.until_nothing_is_left().await;
     let (_, job) = server.get(&path).await;
     assert_eq!(job["state"], "expired");
+}
+
+/// A node that can say what it has, and says it.
+async fn able_node(
+    addr: SocketAddr,
+    id: &str,
+    inflight: &[&Value],
+    unacked: &[&Value],
+) -> (FakeNode, Value) {
+    let peer = Peer::connect(addr, "/ws/node").await;
+    let mut hello = hello_message(id, "the same run", inflight, unacked);
+    hello["max_concurrent_jobs"] = 64.into();
+    FakeNode::hello(peer, hello).await
+}
+
+async fn all_written(addr: SocketAddr, rows: u64) {
+    until(addr, "/api/v1/stats", |b| {
+        b["store"]["queued"] == 0 && b["store"]["rows_written"].as_u64() >= Some(rows)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_did_while_the_server_was_dead_is_not_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let (mut node, _) = able_node(daemon.addr, "able", &[], &[]).await;
+    until(daemon.addr, "/api/v1/pools", |b| b["pairs_total"] == 4).await;
+    let (mut client, id) = session(daemon.addr).await;
+    for seq in 0..3 {
+        sentence(&mut client, &id, 2 * seq, &speech(300)).await;
+    }
+    let jobs = assignments(&mut node, 3).await;
+    // Three jobs, a session and a node at least.
+    all_written(daemon.addr, 5).await;
+    daemon.kill();
+
+    let daemon = Daemon::start(dir.path());
+    let addr = daemon.addr;
+    // Others get nothing of that before the node had a chance to come.
+    let mut other = node_is_back(addr, "other", 4).await;
+    until(addr, "/api/v1/pools", |b| b["pairs_total"] == 4).await;
+    other.has_nothing().await;
+    let (mut client, id) = session(addr).await;
+    sentence(&mut client, &id, 0, &speech(300)).await;
+    let new = other.assignment().await;
+    assert_eq!(new["session_id"], id.as_str(), "what is new does not wait");
+    let (mut node, told) = able_node(addr, "able", &[&jobs[1]], &[&jobs[0]]).await;
+    let action = |n: usize| (&told[n]["job_id"], &told[n]["action"]);
+    assert_eq!(action(0), (&jobs[1]["job_id"], &json!("keep")));
+    assert_eq!(action(1), (&jobs[0]["job_id"], &json!("send")));
+    for job in &jobs[..2] {
+        node.answer(job, "of an earlier life").await;
+        assert_eq!(node.acked(job).await, "committed");
+        let path = format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap());
+        let ended = until(addr, &path, |b| b["state"] == "succeeded").await;
+        assert_eq!(ended["attempt_id"], job["attempt_id"]);
+    }
+    // What it did not name is given out now.
+    let rest = other.assignment().await;
+    assert_eq!(rest["job_id"], jobs[2]["job_id"]);
+    assert!(rest["attempt_id"].as_u64() > jobs[2]["attempt_id"].as_u64());
+    node.answer(&jobs[2], "too late").await;
+    assert_eq!(node.acked(&jobs[2]).await, "stale");
+    node.has_nothing().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_on_disk_whenever_the_server_is_killed() {
+    for round in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(dir.path());
+        let (mut node, _) = able_node(daemon.addr, "able", &[], &[]).await;
+        until(daemon.addr, "/api/v1/pools", |b| b["pairs_total"] == 4).await;
+        let (mut client, id) = session(daemon.addr).await;
+        for seq in 0..12 {
+            sentence(&mut client, &id, 2 * seq, &speech(300)).await;
+        }
+        let jobs = assignments(&mut node, 12).await;
+        for job in &jobs {
+            node.answer(job, "text").await;
+        }
+        let mut acked = Vec::new();
+        for _ in 0..=round * 4 {
+            let ack = node.peer.expect("result_ack").await;
+            assert_eq!(ack["status"], "committed");
+            acked.push(ack["job_id"].as_str().unwrap().to_owned());
+        }
+        daemon.kill();
+        let daemon = Daemon::start(dir.path());
+        for job in acked {
+            let (_, told) = http(daemon.addr, "GET", &format!("/api/v1/jobs/{job}"), "").await;
+            assert!(told.contains("\"state\":\"succeeded\""), "{told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_before_do_not_wait_for_ever_for_a_node_of_before() {
+    let server = TestServer::start(|c| c.server.drain_ms = 0).await;
+    let mut gone = server.node("gone", &LANGUAGES).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    sentence(&mut client, &id, 0, &speech(300)).await;
+    let job = gone.assignment().await;
+    let restarted = tokio::spawn(server.restart(|c| c.node.recovery_wait_ms = 60_000));
+    assert_eq!(client.close_code().await, Some(1001));
+    drop((client, gone));
+    let server = restarted.await.unwrap();
+    let mut other = server.node("other", &LANGUAGES).await;
+    other.has_nothing().await;
+    server.until(|b| b["jobs"] == json!({"live": 1, "waiting": 0}), "/api/v1/stats").await;
+    server.beat(&mut other).await;
+    server.advance(Duration::from_secs(40));
+    server.beat(&mut other).await;
+    other.has_nothing().await;
+    server.advance(Duration::from_secs(21));
+    let again = other.assignment().await;
+    assert_eq!(again["job_id"], job["job_id"]);
 }

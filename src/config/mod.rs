@@ -322,6 +322,12 @@ section! {
         nodes_max: usize = 5_000, "nodes", from_to(1, 100_000);
         /// Silence after which a node counts as lost.
         heartbeat_timeout_ms: u64 = 45_000, "ms", from_to(1, HOUR_MS);
+        /// How long the jobs of a node that can say what it has wait for it to come again after its
+        /// connection is lost; 0 gives them to others at once.
+        resume_grace_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
+        /// How long jobs of an earlier run wait, after a start, for the nodes known to that run; 0
+        /// gives them out at once.
+        recovery_wait_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// How long a new node may take to be ready.
         warmup_timeout_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
         /// A report above this processor load takes the node out until its next report; 100 never

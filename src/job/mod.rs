@@ -7,6 +7,7 @@
 mod ack;
 mod deadline;
 mod explain;
+mod hello;
 mod place;
 mod queue;
 mod settle;
@@ -16,7 +17,7 @@ mod table;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use arc_swap::ArcSwapOption;
 use crossbeam::queue::ArrayQueue;
@@ -34,6 +35,7 @@ use crate::telemetry::{Metrics, Now, Stage};
 use crate::tenant::{Admission, Denied};
 
 pub use deadline::Wheel;
+pub use hello::Welcome;
 pub use queue::WaitQueue;
 pub use settle::Answered;
 pub use state::{Event, Phase, State, transition};
@@ -117,6 +119,11 @@ pub enum Deadline {
     Merge(Arc<Job>),
     /// The memory of this idempotency key is over.
     Forget(u128),
+    /// What went out to the node over this connection or an older one must be known to have reached
+    /// a newer one.
+    Away(NodeIndex, u64),
+    /// The nodes of the server's earlier life must have come.
+    Recovered,
 }
 
 /// Effects in the order they were caused.
@@ -178,6 +185,8 @@ pub struct Scheduler {
     waiting: AtomicUsize,
     /// Jobs on their way to the `WaitQueue`.
     parked: ArrayQueue<Arc<Job>>,
+    /// Jobs taken back from an earlier life of the server.
+    restored: AtomicU32,
     /// Ended jobs that can still be explained, oldest first.
     history: ArrayQueue<JobId>,
     boot_epoch: u32,
@@ -204,6 +213,7 @@ impl Scheduler {
             admission: Admission::new(config.live_max, jobs_per_session_max),
             waiting: AtomicUsize::new(0),
             parked: ArrayQueue::new(config.live_max),
+            restored: AtomicU32::new(0),
             history: ArrayQueue::new(config.history_max.max(1)),
             boot_epoch: boot_epoch & 0x00FF_FFFF,
             config,
@@ -312,23 +322,17 @@ impl Scheduler {
         self.admission.close(now.us);
     }
 
-    /// Takes back a job that was accepted in an earlier life of the server.
-    pub fn restore(
-        &self,
-        id: JobId,
-        speaker: &Arc<Speaker>,
-        submission: Submission,
-        now: Now,
-        effects: &mut Effects,
-    ) {
+    /// Takes back a job that was accepted in an earlier life of the server. It waits until
+    /// `release_restored`, for a node that has it already.
+    pub fn restore(&self, id: JobId, speaker: &Arc<Speaker>, submission: Submission, now: Now) {
         let key = table::idempotency_key(&submission.spec);
         self.admission.readmit(&speaker.open);
         let job = Arc::new(self.make(id, (key, None), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
         self.keys.pin().insert(key, Known { job: id, digest: 0 });
-        self.jobs.pin().insert(id, Arc::clone(&job));
+        job.held.store(self.restored.fetch_add(1, SeqCst) + 1, SeqCst);
+        self.jobs.pin().insert(id, job);
         self.metrics.jobs_live.inc();
-        self.enqueue(&job, now, effects);
     }
 
     fn make(
@@ -391,6 +395,8 @@ impl Scheduler {
             Deadline::Forget(key) => {
                 self.keys.pin().remove(&key);
             }
+            Deadline::Away(node, through) => self.carried_away(node, through, now, effects),
+            Deadline::Recovered => self.release_restored(now, effects),
         }
     }
 

@@ -47,7 +47,9 @@ impl Scheduler {
             }
             return Placed::Wait;
         };
-        let Some((_, after)) = job.word.on(Event::Place(claim.node.index)) else {
+        let Some((_, after)) =
+            job.word.on(Event::Place { node: claim.node.index, floor: self.floor() })
+        else {
             self.leave_turn(job, claim.node.index);
             return Placed::Done;
         };

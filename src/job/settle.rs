@@ -36,6 +36,10 @@ pub(super) enum Cause {
     None,
     NotSent,
     NodeLost,
+    /// Its node is there again as another run of its program.
+    Restarted,
+    /// Its node is there again and never had it.
+    NotArrived,
     LeaseOver,
     ModelMissing,
     Refused,
@@ -47,6 +51,8 @@ impl Cause {
             Cause::None,
             Cause::NotSent,
             Cause::NodeLost,
+            Cause::Restarted,
+            Cause::NotArrived,
             Cause::LeaseOver,
             Cause::ModelMissing,
             Cause::Refused,
@@ -59,6 +65,8 @@ impl Cause {
             Cause::None => "none",
             Cause::NotSent => "not_sent",
             Cause::NodeLost => "node_lost",
+            Cause::Restarted => "node_restarted",
+            Cause::NotArrived => "not_arrived",
             Cause::LeaseOver => "lease_over",
             Cause::ModelMissing => "model_missing",
             Cause::Refused => "refused",
@@ -69,11 +77,23 @@ impl Cause {
     fn code(self) -> ErrorCode {
         match self {
             Cause::None => ErrorCode::NoAvailableNode,
-            Cause::NotSent | Cause::NodeLost => ErrorCode::NodeUnavailable,
+            Cause::NotSent | Cause::NodeLost | Cause::Restarted | Cause::NotArrived => {
+                ErrorCode::NodeUnavailable
+            }
             Cause::LeaseOver => ErrorCode::JobTimeout,
             Cause::ModelMissing => ErrorCode::ModelNotAvailable,
             Cause::Refused => ErrorCode::ProcessingError,
         }
+    }
+
+    /// Whether the node as it is now may have seen the job.
+    fn may_have_seen_it(self) -> bool {
+        !matches!(self, Cause::Restarted | Cause::NotArrived)
+    }
+
+    /// Whether the job may have been what ended the node.
+    pub(super) fn is_death(self) -> bool {
+        matches!(self, Cause::NodeLost | Cause::Restarted)
     }
 }
 
@@ -88,10 +108,31 @@ impl Scheduler {
             self.observe(&self.metrics.dispatch_seconds, job, Stage::Cut, Stage::Written);
         }
         job.tries.fetch_add(1, SeqCst);
-        let until = now.after_ms(job.lease_ms);
+        self.begin_lease(job, attempt, now, effects);
+        effects.push(Effect::Progress(Arc::clone(job), Progress::Dispatched));
+    }
+
+    pub(super) fn begin_lease(
+        &self,
+        job: &Arc<Job>,
+        attempt: u32,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let until = self.lease_from(job, now);
         job.lease_until.store(until, SeqCst);
         effects.push(Effect::Arm(until, Deadline::Lease(Arc::clone(job), attempt)));
-        effects.push(Effect::Progress(Arc::clone(job), Progress::Dispatched));
+    }
+
+    /// A sign of life prolongs the lease.
+    pub(super) fn prolong(&self, job: &Job, now: Now) {
+        job.lease_until.fetch_max(self.lease_from(job, now), SeqCst);
+    }
+
+    /// When a lease that begins now is over. However often it is prolonged, it is not for ever.
+    fn lease_from(&self, job: &Job, now: Now) -> u64 {
+        let utmost = job.stamps.at(Stage::Written) + 2_000 * self.config.lease_max_ms;
+        now.after_ms(job.lease_ms).min(utmost)
     }
 
     /// The assignment could not be put into the node's outbox: the node never saw it. `gone` if its
@@ -143,9 +184,7 @@ impl Scheduler {
         let Some((job, _)) = self.in_flight_on(partial.job_id, node) else {
             return self.stale("partial");
         };
-        // Signs of life prolong the lease, but not for ever.
-        let utmost = job.stamps.at(Stage::Written) + 2_000 * self.config.lease_max_ms;
-        job.lease_until.fetch_max(now.after_ms(job.lease_ms).min(utmost), SeqCst);
+        self.prolong(&job, now);
         let AsrPartial { text, is_final, .. } = partial;
         effects.push(Effect::Progress(job, Progress::Partial { text, is_final }));
     }
@@ -269,29 +308,32 @@ impl Scheduler {
         }
     }
 
-    /// The node is gone, with all it was given before that moment (monotonic microseconds).
-    pub fn node_lost(
+    /// The node is gone, with all it was given.
+    pub fn node_lost(&self, node: NodeIndex, now: Now, effects: &mut Effects) {
+        let had = self.unsettled_of(node, |_, _| true);
+        self.fail_over(had, Cause::NodeLost, now, effects);
+    }
+
+    /// The jobs in flight on the node of which `which` holds, in the order of their sessions.
+    pub(super) fn unsettled_of(
         &self,
         node: NodeIndex,
-        placed_before_us: u64,
-        now: Now,
-        effects: &mut Effects,
-    ) {
+        mut which: impl FnMut(&Job, State) -> bool,
+    ) -> Vec<(Arc<Job>, State)> {
         let mut had = Vec::new();
         self.for_each(|job| {
             let state = job.state();
-            let before = job.stamps.at(Stage::Placed) < placed_before_us;
-            if state.in_flight() && state.node == node && before {
+            if state.in_flight() && state.node == node && which(job, state) {
                 had.push((Arc::clone(job), state));
             }
         });
         had.sort_by_key(|(job, _)| (job.spec.session, job.spec.utterance_index));
-        self.fail_over(had, Cause::NodeLost, now, effects);
+        had
     }
 
     /// Moves attempts, and with each its whole turn, to other nodes, in order; or ends what has had
     /// its tries.
-    fn fail_over(
+    pub(super) fn fail_over(
         &self,
         jobs: Vec<(Arc<Job>, State)>,
         cause: Cause,
@@ -306,14 +348,27 @@ impl Scheduler {
                 }
             }
         }
+        self.move_on(moving, cause, now, effects);
+    }
+
+    /// Moves these attempts and no others.
+    pub(super) fn move_on(
+        &self,
+        mut moving: Vec<(Arc<Job>, State)>,
+        cause: Cause,
+        now: Now,
+        effects: &mut Effects,
+    ) {
         // All leave before any is placed, so that the turn is free to bind elsewhere.
         moving.retain(|(job, state)| {
             let moved = job.word.on(Event::Requeue(state.attempt)).is_some();
             if moved {
                 self.leave_turn(job, state.node);
-                job.exclude(state.node);
+                if cause.may_have_seen_it() {
+                    job.exclude(state.node);
+                }
                 job.last_cause.store(cause as u32, SeqCst);
-                job.deaths.fetch_add(u32::from(cause == Cause::NodeLost), SeqCst);
+                job.deaths.fetch_add(u32::from(cause.is_death()), SeqCst);
                 self.metrics.attempts.with_label_values(&[cause.as_str()]).inc();
                 if cause == Cause::LeaseOver {
                     let (job, node) = (Arc::clone(job), state.node);
@@ -338,8 +393,9 @@ impl Scheduler {
         let poison = job.deaths.load(SeqCst) >= self.config.node_deaths_max;
         let spent = job.tries.load(SeqCst) >= job.attempts_max;
         // After a timeout or a refusal more waiting helps nobody unless there is someone else;
-        // after a loss another node may be on its way.
-        let hopeless = cause != Cause::NodeLost && !self.has_alternative(job, now);
+        // after a loss another node may be on its way, or the same one.
+        let lost = cause.is_death() || cause == Cause::NotArrived;
+        let hopeless = !lost && !self.has_alternative(job, now);
         if poison || spent || hopeless {
             let code = if poison { ErrorCode::PoisonJob } else { cause.code() };
             let message = match () {
@@ -358,7 +414,7 @@ impl Scheduler {
         if job.pending_until.load(SeqCst) > now.us {
             return;
         }
-        let cause = Cause::of_number(job.last_cause.load(SeqCst));
+        let cause = job.last_cause();
         let verdict = Verdict::of(cause.code(), "no node was free in time");
         self.end(job, Event::Expire, verdict, None, now, effects);
     }
@@ -369,8 +425,7 @@ impl Scheduler {
             return;
         }
         let until = job.lease_until.load(SeqCst);
-        // A slice may stay unanswered for as long as its turn is not over.
-        let silent_slice = !job.spec.cut.closes_turn() && self.turn_is_open(job);
+        let silent_slice = self.may_be_silent(job);
         if until > now.us || silent_slice {
             let at = if silent_slice { now.after_ms(job.lease_ms) } else { until };
             effects.push(Effect::Arm(at, Deadline::Lease(Arc::clone(job), attempt)));
@@ -378,6 +433,11 @@ impl Scheduler {
         }
         self.fail_over(vec![(Arc::clone(job), state)], Cause::LeaseOver, now, effects);
         self.node_did(state.node, true, now, effects);
+    }
+
+    /// A slice may stay unanswered for as long as its turn is not over.
+    pub(super) fn may_be_silent(&self, job: &Job) -> bool {
+        !job.spec.cut.closes_turn() && self.turn_is_open(job)
     }
 
     /// Whether more of the turn is to come, or its last job is not settled yet.
@@ -475,6 +535,13 @@ impl Scheduler {
                 }
             }
         }
+    }
+}
+
+impl Job {
+    /// Why its last attempt came to nothing.
+    pub(super) fn last_cause(&self) -> Cause {
+        Cause::of_number(self.last_cause.load(SeqCst))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   ∅ ─submit─▶ Queued ─place─▶ Assigned ─written─▶ Dispatched ─ack, start─▶ Running
-//!                 ▲  └expire─▶ Ended     │              │                       │
+//!                 ▲ │└expire─▶ Ended     │              │                       │
+//!                 │ └────── adopt: a node came that has it already ────────▶ Running
 //!                 └────── requeue ───────┴──────────────┴───────────────────────┤
 //!                                        answer, merge, fail, cancel ─▶ Ended ◀─┘
 //! ```
@@ -70,7 +71,8 @@ pub struct State {
     /// The node that has it, or had it last; index 0 is none.
     pub node: NodeIndex,
     /// Number of the latest attempt: the server's boot epoch above the lowest byte, a count from 1
-    /// in it; a count of 0 means that there was none in this boot.
+    /// in it; a count of 0 means that there was none in this boot. An attempt of an earlier boot
+    /// is one that a node went on with while the server was away.
     pub attempt: u32,
 }
 
@@ -80,7 +82,7 @@ impl State {
         Self { phase: Phase::Queued, node: NodeIndex(0), attempt: boot_epoch << 8 }
     }
 
-    /// Attempts made in this boot.
+    /// Attempts made in the boot of the latest one.
     pub fn attempts(self) -> u32 {
         self.attempt & 0xFF
     }
@@ -114,8 +116,23 @@ impl State {
 /// What happens to a job. Events of an attempt carry its number; of another attempt they are stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A slot on this node was taken for it.
-    Place(NodeIndex),
+    /// A slot on a node was taken for it.
+    Place {
+        /// The node.
+        node: NodeIndex,
+        /// The attempt before the first one of this boot.
+        floor: u32,
+    },
+    /// A node has it from before: the latest attempt, which was given up, or one of an earlier
+    /// boot while none was made in this one.
+    Adopt {
+        /// The node.
+        node: NodeIndex,
+        /// The attempt it has.
+        attempt: u32,
+        /// The attempt before the first one of this boot.
+        floor: u32,
+    },
     /// Its assignment was flushed to the node.
     Written(u32),
     /// The node has it or works on it.
@@ -140,8 +157,16 @@ pub fn transition(state: State, event: Event) -> Option<State> {
     let ended = |outcome| Some(State { phase: P::Ended(outcome), ..state });
     let current = |attempt| state.in_flight() && state.attempt == attempt;
     match event {
-        Event::Place(node) if state.phase == P::Queued && state.attempts() < 0xFF => {
-            Some(State { phase: P::Assigned, node, attempt: state.attempt + 1 })
+        Event::Place { node, floor } if state.phase == P::Queued => {
+            // Above every earlier one, and of this boot.
+            let attempt = state.attempt.max(floor).checked_add(1)?;
+            let of_this_boot = attempt >> 8 == floor >> 8;
+            of_this_boot.then_some(State { phase: P::Assigned, node, attempt })
+        }
+        Event::Adopt { node, attempt, floor } if state.phase == P::Queued => {
+            let of_before = attempt < floor && state.attempt <= floor;
+            let latest = state.node == node && state.attempt == attempt;
+            (of_before || latest).then_some(State { phase: P::Running, node, attempt })
         }
         Event::Written(a) if current(a) && state.phase == P::Assigned => {
             Some(State { phase: P::Dispatched, ..state })
@@ -198,7 +223,8 @@ mod tests {
         use Phase as P;
         let in_flight = matches!(phase, P::Assigned | P::Dispatched | P::Running);
         match event {
-            Event::Place(_) => (phase == P::Queued).then_some(P::Assigned),
+            Event::Place { .. } => (phase == P::Queued).then_some(P::Assigned),
+            Event::Adopt { .. } => (phase == P::Queued).then_some(P::Running),
             Event::Written(_) => (phase == P::Assigned).then_some(P::Dispatched),
             Event::Started(_) => matches!(phase, P::Assigned | P::Dispatched).then_some(P::Running),
             Event::Requeue(_) => in_flight.then_some(P::Queued),
@@ -212,7 +238,8 @@ mod tests {
 
     fn events(attempt: u32) -> Vec<Event> {
         vec![
-            Event::Place(NODE),
+            Event::Place { node: NODE, floor: 0x300 },
+            Event::Adopt { node: NODE, attempt, floor: 0x300 },
             Event::Written(attempt),
             Event::Started(attempt),
             Event::Requeue(attempt),
@@ -234,7 +261,7 @@ mod tests {
                 let got = transition(state, event);
                 assert_eq!(got.map(|s| s.phase), expected, "{phase:?} on {event:?}");
                 if let Some(got) = got {
-                    let next = matches!(event, Event::Place(_));
+                    let next = matches!(event, Event::Place { .. });
                     assert_eq!(got.attempt, state.attempt + u32::from(next));
                 }
             }
@@ -253,6 +280,33 @@ mod tests {
                 assert_eq!(transition(state, event), None, "{phase:?} on {event:?}");
             }
         }
+    }
+
+    #[test]
+    fn attempts_grow_across_boots_and_adoptions() {
+        let other = NodeIndex(8);
+        let on = |state, event| transition(state, event);
+        let place = Event::Place { node: other, floor: 0x400 };
+        let adopt = |node, attempt| Event::Adopt { node, attempt, floor: 0x400 };
+        let queued = |node, attempt| State { phase: Phase::Queued, node, attempt };
+        let restored = State::queued(4);
+        // Of an earlier boot, from whatever node; not of this one or a later one.
+        let running = on(restored, adopt(NODE, 0x307)).unwrap();
+        assert_eq!(running, State { phase: Phase::Running, node: NODE, attempt: 0x307 });
+        assert_eq!(on(restored, adopt(NODE, 0x401)), None);
+        // It comes to nothing: what follows is above all of them.
+        let again = on(running, Event::Requeue(0x307)).unwrap();
+        assert_eq!(on(again, adopt(other, 0x305)).map(|s| s.attempt), Some(0x305));
+        let placed = on(again, place).unwrap();
+        assert_eq!((placed.attempt, placed.attempts()), (0x401, 1));
+        // After an attempt in this boot those of earlier ones do not count any more.
+        assert_eq!(on(queued(other, 0x401), adopt(NODE, 0x307)), None);
+        assert_eq!(on(queued(other, 0x401), adopt(NODE, 0x401)), None, "another node had it");
+        assert!(on(queued(other, 0x401), adopt(other, 0x401)).is_some());
+        // The numbers of a boot end before those of the next one.
+        assert_eq!(on(queued(other, 0x4FF), place), None);
+        let last = Event::Place { node: other, floor: 0xFFFF_FF00 };
+        assert_eq!(on(queued(other, u32::MAX), last), None);
     }
 
     #[test]

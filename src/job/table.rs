@@ -63,6 +63,9 @@ pub struct Job {
     /// Whose answer ended it: the node's index in the upper half (0 is none), the attempt that the
     /// answer named in the lower (0 is none). Written by whoever took the answer.
     pub(super) answered_by: AtomicU64,
+    /// Its place among the jobs of an earlier life of the server while it waits for the nodes of
+    /// that life, from 1; 0 is none.
+    pub(super) held: AtomicU32,
     /// Whether the outcome is on disk; without a store, whether there is one.
     pub(super) kept: AtomicBool,
     pub(super) ended: OnceLock<Ended>,
@@ -132,6 +135,7 @@ impl Job {
             last_cause: AtomicU32::new(0),
             carried: AtomicU64::new(0),
             answered_by: AtomicU64::new(0),
+            held: AtomicU32::new(0),
             kept: AtomicBool::new(false),
             ended: OnceLock::new(),
             spec,
@@ -162,6 +166,23 @@ impl Job {
     /// How long an attempt may run, in milliseconds.
     pub fn lease_ms(&self) -> u64 {
         self.lease_ms
+    }
+
+    /// Whether `attempt` is the current one and a node has it.
+    pub fn is_at(&self, attempt: u32) -> bool {
+        let state = self.state();
+        state.in_flight() && state.attempt == attempt
+    }
+
+    /// Notes, before it is sent, over which connection an attempt goes out.
+    pub fn carry(&self, attempt: u32, generation: u64) {
+        self.carried.fetch_max(carriage(attempt, generation), SeqCst);
+    }
+
+    /// Whether the attempt went out over that connection or an older one and is not known to have
+    /// reached a newer one. What has not gone out yet did not.
+    pub(super) fn went_out_by(&self, attempt: u32, through: u64) -> bool {
+        (carriage(attempt, 0)..=carriage(attempt, through)).contains(&self.carried.load(SeqCst))
     }
 
     pub(super) fn set_ended(&self, ended: Ended) {
@@ -201,6 +222,11 @@ impl Job {
     pub fn placements(&self) -> (impl Iterator<Item = &Placement>, usize) {
         (self.placements.iter().filter_map(OnceLock::get), self.placements_len.load(SeqCst))
     }
+}
+
+/// An attempt and the connection it went out over; newer ones of either are larger.
+fn carriage(attempt: u32, generation: u64) -> u64 {
+    (u64::from(attempt) << 32) | (generation & u64::from(u32::MAX))
 }
 
 /// A session's account with the scheduler.

@@ -11,7 +11,7 @@ mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::HashSet;
 
 use crate::config;
@@ -129,6 +129,8 @@ pub struct Node {
     /// An operator wants it empty, whatever its connection does.
     drained: AtomicBool,
     capability: ArcSwap<Capability>,
+    /// Which run of its program said hello last, if one that can did. Written by its link.
+    boot_id: ArcSwapOption<String>,
     /// Outcomes of the last attempts, newest in the lowest bit, 1 = failed.
     outcomes: AtomicU32,
     outcomes_known: AtomicU32,
@@ -156,6 +158,7 @@ impl Node {
             overloaded: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             capability: ArcSwap::from_pointee(Capability::default()),
+            boot_id: ArcSwapOption::empty(),
             outcomes: AtomicU32::new(0),
             outcomes_known: AtomicU32::new(0),
             quarantined_until: AtomicU64::new(0),
@@ -193,6 +196,17 @@ impl Node {
     pub fn claim(&self) -> bool {
         let max = self.slots_max.load(SeqCst);
         self.slots_used.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)).is_ok()
+    }
+
+    /// Takes a slot for what it has already, free or not.
+    pub fn claim_held(&self) {
+        self.slots_used.fetch_add(1, SeqCst);
+    }
+
+    /// Notes which run of its program speaks for it now; whether the same did before.
+    pub fn runs_as(&self, boot_id: &str) -> bool {
+        let before = self.boot_id.swap(Some(std::sync::Arc::new(boot_id.to_owned())));
+        before.is_some_and(|before| *before == boot_id)
     }
 
     /// Gives a slot back.

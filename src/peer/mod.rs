@@ -10,6 +10,8 @@ pub mod node;
 pub mod speaker;
 pub mod wav;
 
+mod answer;
 mod machine;
 mod program;
+mod unacked;
 mod wire;

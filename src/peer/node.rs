@@ -2,8 +2,9 @@
 //! whenever the connection is lost, for ever.
 //!
 //! Decides which job runs when and turns an engine's answer or failure into the wire's words; knows
-//! nothing of speech. Lost connection: what runs is stopped, for the scheduler gives the work of a
-//! vanished node to another and nobody would wait for the answer.
+//! nothing of speech. Lost connection: with a scheduler that acknowledges results it goes on
+//! working and says what it has when it is back. With another, what runs is stopped, for that
+//! gives the work of a vanished node to another and nobody would wait for the answer.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -16,18 +17,24 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::handshake::client::Request;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
+use super::answer::{Failure, job_result};
 use super::engine::{Engine, EngineError, JobInput, JobOutput, Partial, Progress};
 use super::machine::Machine;
-use super::wire::{self, Assign, Ident, Socket, ToNode};
+use super::unacked::Unacked;
+use super::wire::{self, Action, Assign, Attempt, Ident, Instruction, Socket, ToNode, merge};
 
 /// Jobs that may wait for each one that runs.
 const WAITING_PER_RUNNING: usize = 4;
 /// Partial texts on their way from the engine to the socket.
 const PARTIALS_MAX: usize = 64;
-/// Longest error text sent, in bytes.
-const MESSAGE_BYTES_MAX: usize = 500;
+/// The extension by which results are acknowledged and a node says what it has.
+const RESULT_ACK: &str = "result_ack";
+/// Attempts a scheduler reads from each list of what a node has.
+const LISTED_MAX: usize = 1_024;
+/// Heartbeats after which a result that was not acknowledged is sent again.
+const RESEND_BEATS: u32 = 2;
 /// Time for a connection to be made, and for a polite goodbye.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
@@ -55,8 +62,8 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// One job at a time, a heartbeat every 15 s, gone after a minute's silence, back after 0.5 s
-    /// to 30 s.
+    /// One job at a time, a heartbeat every 15 s, gone after a minute's silence, back after 0.2 s
+    /// to 10 s.
     pub fn new(url: impl Into<String>, engine: Engine) -> Self {
         Self {
             url: url.into(),
@@ -65,8 +72,8 @@ impl NodeOptions {
             engine: Arc::new(engine),
             heartbeat: Duration::from_secs(15),
             silence: Duration::from_secs(60),
-            reconnect_min: Duration::from_millis(500),
-            reconnect_max: Duration::from_secs(30),
+            reconnect_min: Duration::from_millis(200),
+            reconnect_max: Duration::from_secs(10),
         }
     }
 }
@@ -168,11 +175,16 @@ struct Agent {
     /// The name is acknowledged on the present connection.
     registered: bool,
     machine: Machine,
+    /// Names this run of the program.
+    boot_id: String,
+    /// The scheduler last spoken to acknowledges results.
+    is_acked: bool,
     jobs: Jobs,
+    unacked: Unacked,
     socket: Option<Socket>,
 }
 
-/// Jobs given to this node on the present connection.
+/// Jobs given to this node.
 struct Jobs {
     /// At most `capacity`, by job id.
     running: HashMap<String, Running>,
@@ -193,9 +205,12 @@ struct Running {
 enum Step {
     Heard(Option<Result<Message, tungstenite::Error>>),
     Partial(Partial),
-    Done(Id, Result<Result<JobOutput, EngineError>, JoinError>),
+    Done(Done),
     Beat,
 }
+
+/// A task that has ended, and how; or one that was stopped or broke.
+type Done = Result<(Id, Result<JobOutput, EngineError>), JoinError>;
 
 impl Agent {
     fn new(options: NodeOptions, events: Option<mpsc::Sender<NodeEvent>>) -> Self {
@@ -206,6 +221,9 @@ impl Agent {
             events,
             registered: false,
             machine: Machine::new(),
+            boot_id: format!("{:032x}", fastrand::u128(..)),
+            is_acked: false,
+            unacked: Unacked::default(),
             jobs: Jobs {
                 running: HashMap::new(),
                 waiting: VecDeque::new(),
@@ -230,16 +248,37 @@ impl Agent {
         let mut failures = 0;
         loop {
             self.registered = false;
-            let reason = match self.open(&request).await {
-                Ok(()) => self.serve().await,
+            let reason = match self.meanwhile(open(&request)).await {
+                Ok(socket) => {
+                    self.socket = Some(socket);
+                    self.serve().await
+                }
                 Err(reason) => reason,
             };
             self.socket = None;
-            self.jobs.stop_all();
             failures = if self.registered { 0 } else { failures + 1 };
+            self.registered = false;
+            if !self.is_acked {
+                self.jobs.stop_all();
+            }
             let retry_in = self.wait_after(failures);
             self.tell(NodeEvent::Disconnected { reason, retry_in });
-            tokio::time::sleep(retry_in).await;
+            self.meanwhile(tokio::time::sleep(retry_in)).await;
+        }
+    }
+
+    /// Goes on with the work for as long as `what` takes. There is nobody to tell about it.
+    async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> T {
+        let mut what = pin!(what);
+        loop {
+            let done = tokio::select! {
+                result = &mut what => return result,
+                Some(_) = self.jobs.partials.recv() => continue,
+                Some(done) = self.jobs.tasks.join_next_with_id() => done,
+            };
+            if let Err(reason) = self.finish(done).await {
+                tracing::debug!(reason, "said to nobody");
+            }
         }
     }
 
@@ -248,14 +287,6 @@ impl Agent {
     fn wait_after(&self, failures: u32) -> Duration {
         let doubled = self.options.reconnect_min.saturating_mul(1 << failures.min(20));
         doubled.min(self.options.reconnect_max).mul_f64(0.5 + 0.5 * fastrand::f64())
-    }
-
-    async fn open(&mut self, request: &Request) -> Result<(), Ended> {
-        let dial = wire::connect(request.clone());
-        let socket = tokio::time::timeout(CONNECT_TIME, dial).await;
-        let socket = socket.map_err(|_| "no connection in time".to_owned())?;
-        self.socket = Some(socket.map_err(|e| e.to_string())?);
-        Ok(())
     }
 
     /// One connection, from the registration to its end.
@@ -285,10 +316,7 @@ impl Agent {
         tokio::select! {
             message = socket.next() => Step::Heard(message),
             Some(partial) = self.jobs.partials.recv() => Step::Partial(partial),
-            Some(done) = self.jobs.tasks.join_next_with_id() => match done {
-                Ok((id, outcome)) => Step::Done(id, Ok(outcome)),
-                Err(e) => Step::Done(e.id(), Err(e)),
-            },
+            Some(done) = self.jobs.tasks.join_next_with_id() => Step::Done(done),
             _ = beat.tick() => Step::Beat,
         }
     }
@@ -305,19 +333,24 @@ impl Agent {
                 None => Ok(()),
             },
             Step::Partial(partial) => self.send_partial(&partial).await,
-            Step::Done(id, outcome) => self.finish(id, outcome).await,
+            Step::Done(done) => self.finish(done).await,
             Step::Beat => self.heartbeat().await,
         }
     }
 
     async fn hear(&mut self, text: &str, beat: &mut Interval) -> Result<(), Ended> {
         match serde_json::from_str(text) {
-            Ok(ToNode::NodeRegisterAck { node_id }) => {
+            Ok(ToNode::NodeRegisterAck { node_id, extensions, jobs }) => {
                 self.node_id = Some(node_id.clone());
                 self.registered = true;
                 self.tell(NodeEvent::Registered { node_id });
                 beat.reset();
-                self.heartbeat().await
+                self.heartbeat().await?;
+                self.welcomed(extensions.iter().any(|e| e == RESULT_ACK), jobs).await
+            }
+            Ok(ToNode::ResultAck(attempt)) => {
+                self.unacked.forget(&attempt);
+                Ok(())
             }
             Ok(ToNode::JobAssign(job)) => self.accept(*job).await,
             Ok(ToNode::JobCancel { job_id }) => {
@@ -338,6 +371,42 @@ impl Agent {
         }
     }
 
+    /// The scheduler says what it wants of what this node has; or it does not know of such things.
+    async fn welcomed(&mut self, is_acked: bool, jobs: Vec<Instruction>) -> Result<(), Ended> {
+        self.is_acked = is_acked;
+        if !is_acked {
+            self.jobs.stop_all();
+            self.unacked.clear();
+            return Ok(());
+        }
+        for Instruction { attempt, action } in jobs {
+            match action {
+                // It may have been done since the scheduler was told that it is being worked on.
+                Action::Keep if self.unacked.is_unsent(&attempt) => self.deliver(&attempt).await?,
+                Action::Keep | Action::Unknown => {}
+                Action::Send => self.deliver(&attempt).await?,
+                Action::Cancel => {
+                    self.unacked.forget(&attempt);
+                    if self.jobs.cancel_attempt(&attempt) {
+                        self.tell(NodeEvent::Cancelled { job_id: attempt.job_id });
+                    }
+                }
+            }
+        }
+        self.start_waiting().await
+    }
+
+    /// Sends a result that is kept, if the scheduler can be reached and is ready to hear of it.
+    async fn deliver(&mut self, attempt: &Attempt) -> Result<(), Ended> {
+        if !self.registered {
+            return Ok(());
+        }
+        match self.unacked.take_turn(attempt) {
+            Some(message) => self.write(Message::Text(message)).await,
+            None => Ok(()),
+        }
+    }
+
     async fn accept(&mut self, job: Assign) -> Result<(), Ended> {
         if !self.registered {
             tracing::warn!(job_id = job.ident.job_id, "a job before the registration");
@@ -345,16 +414,21 @@ impl Agent {
         }
         let pair = format!("{}:{}", job.src_lang, job.tgt_lang);
         self.tell(NodeEvent::Assigned { job_id: job.ident.job_id.clone(), pair });
-        if self.jobs.holds(&job.ident) {
+        let attempt = job.ident.attempt();
+        if self.jobs.holds(&attempt) || self.unacked.holds(&attempt) {
             return Ok(()); // The same attempt told twice is one attempt.
         }
         // A new attempt takes the place of an older one of the same job.
         self.jobs.cancel(&job.ident.job_id);
         self.send(&wire::job_step("job_ack", self.name(), &job.ident)).await?;
         let ident = job.ident.clone();
+        if self.unacked.is_full() {
+            let full = Failure::overloaded("too many results were not acknowledged".to_owned());
+            return self.refuse(&ident, full).await;
+        }
         if self.jobs.waiting.len() >= self.options.capacity as usize * WAITING_PER_RUNNING {
             let full = Failure::processing("too many jobs wait at this node".to_owned());
-            return self.answer(&ident, Err(full), Duration::ZERO).await;
+            return self.refuse(&ident, full).await;
         }
         self.jobs.waiting.push_back(job);
         self.start_waiting().await
@@ -363,44 +437,57 @@ impl Agent {
     async fn start_waiting(&mut self) -> Result<(), Ended> {
         while self.jobs.running.len() < self.options.capacity as usize {
             let Some(job) = self.jobs.waiting.pop_front() else { break };
-            self.send(&wire::job_step("job_started", self.name(), &job.ident)).await?;
+            if self.registered {
+                self.send(&wire::job_step("job_started", self.name(), &job.ident)).await?;
+            }
             self.jobs.start(job, Arc::clone(&self.options.engine));
         }
         Ok(())
     }
 
-    async fn finish(
-        &mut self,
-        id: Id,
-        outcome: Result<Result<JobOutput, EngineError>, JoinError>,
-    ) -> Result<(), Ended> {
-        // What a job said while it ran goes out before its answer.
-        while let Ok(partial) = self.jobs.partials.try_recv() {
-            self.send_partial(&partial).await?;
-        }
-        let Some(done) = self.jobs.take(id) else { return Ok(()) }; // Cancelled: nobody waits.
-        let outcome = match outcome {
-            Ok(outcome) => outcome.map_err(|e| Failure::from(&e)),
-            Err(e) => Err(Failure::processing(format!("the engine broke: {e}"))),
+    async fn finish(&mut self, done: Done) -> Result<(), Ended> {
+        let (id, outcome) = match done {
+            Ok((id, outcome)) => (id, outcome.map_err(|e| Failure::from(&e))),
+            Err(e) => (e.id(), Err(Failure::processing(format!("the engine broke: {e}")))),
         };
-        self.answer(&done.ident, outcome, done.since.elapsed()).await?;
+        // What a job said while it ran goes out before its answer.
+        let mut said = Ok(());
+        while let Ok(partial) = self.jobs.partials.try_recv() {
+            if said.is_ok() {
+                said = self.send_partial(&partial).await;
+            }
+        }
+        let Some(done) = self.jobs.take(id) else { return said }; // Cancelled: nobody waits.
+        let took = done.since.elapsed();
+        let failure = outcome.as_ref().err().map(|f| f.message.clone());
+        let message = job_result(self.name(), &done.ident, outcome, took).to_string();
+        let attempt = done.ident.attempt();
+        self.unacked.keep(attempt.clone(), Utf8Bytes::from(message));
+        if said.is_ok() {
+            said = self.deliver(&attempt).await;
+        }
+        if !self.is_acked {
+            self.unacked.forget(&attempt);
+        }
+        self.tell(NodeEvent::Finished { job_id: done.ident.job_id, failure, took });
+        said?;
         self.start_waiting().await
     }
 
-    async fn answer(
-        &mut self,
-        ident: &Ident,
-        outcome: Result<JobOutput, Failure>,
-        took: Duration,
-    ) -> Result<(), Ended> {
-        let failure = outcome.as_ref().err().map(|f| f.message.clone());
-        self.send(&job_result(self.name(), ident, outcome, took)).await?;
+    /// Says at once that this node will not do a job. That is not kept: a refusal that is lost is
+    /// as good as a job that is.
+    async fn refuse(&mut self, ident: &Ident, why: Failure) -> Result<(), Ended> {
+        let (failure, took) = (Some(why.message.clone()), Duration::ZERO);
+        self.send(&job_result(self.name(), ident, Err(why), took)).await?;
         self.tell(NodeEvent::Finished { job_id: ident.job_id.clone(), failure, took });
         Ok(())
     }
 
     async fn send_partial(&mut self, partial: &Partial) -> Result<(), Ended> {
         let Some(job) = self.jobs.running.get(&partial.job_id) else { return Ok(()) };
+        if !self.registered {
+            return Ok(());
+        }
         let message = json!({
             "type": "asr_partial",
             "node_id": self.name(),
@@ -431,11 +518,23 @@ impl Agent {
             });
             merge(&mut message, offer(&self.options.engine));
             self.send(&message).await?;
+            self.send_overdue().await?;
         }
         self.write(Message::Ping(Vec::new().into())).await
     }
 
+    /// An acknowledgement may be lost where the result was not: asks again, about one at a time.
+    async fn send_overdue(&mut self) -> Result<(), Ended> {
+        let since = Instant::now().checked_sub(self.options.heartbeat * RESEND_BEATS);
+        match since.and_then(|since| self.unacked.overdue(since)) {
+            Some(attempt) => self.deliver(&attempt).await,
+            None => Ok(()),
+        }
+    }
+
     fn registration(&self) -> Value {
+        let inflight: Vec<_> = self.jobs.idents().map(Ident::attempt).take(LISTED_MAX).collect();
+        let unacked: Vec<_> = self.unacked.attempts().take(LISTED_MAX).collect();
         let mut message = json!({
             "type": "node_register",
             "node_id": self.node_id,
@@ -450,6 +549,10 @@ impl Agent {
             "features_supported": {},
             "accept_public_jobs": true,
             "max_concurrent_jobs": self.options.capacity,
+            "extensions": [RESULT_ACK],
+            "boot_id": self.boot_id,
+            "inflight": inflight,
+            "unacked": unacked,
         });
         merge(&mut message, offer(&self.options.engine));
         message
@@ -487,6 +590,13 @@ impl Agent {
     }
 }
 
+async fn open(request: &Request) -> Result<Socket, Ended> {
+    let dial = wire::connect(request.clone());
+    let socket = tokio::time::timeout(CONNECT_TIME, dial).await;
+    let socket = socket.map_err(|_| "no connection in time".to_owned())?;
+    socket.map_err(|e| e.to_string())
+}
+
 impl Jobs {
     fn start(&mut self, job: Assign, engine: Arc<Engine>) {
         let ident = job.ident.clone();
@@ -499,10 +609,18 @@ impl Jobs {
         self.running.insert(job_id, Running { ident, task, since: Instant::now() });
     }
 
-    fn holds(&self, ident: &Ident) -> bool {
-        let same =
-            |other: &Ident| other.job_id == ident.job_id && other.attempt_id == ident.attempt_id;
-        self.running.values().any(|r| same(&r.ident)) || self.waiting.iter().any(|w| same(&w.ident))
+    /// Everything that runs, then everything that waits.
+    fn idents(&self) -> impl Iterator<Item = &Ident> {
+        self.running.values().map(|r| &r.ident).chain(self.waiting.iter().map(|w| &w.ident))
+    }
+
+    fn holds(&self, attempt: &Attempt) -> bool {
+        self.idents().any(|ident| ident.attempt() == *attempt)
+    }
+
+    /// Whether there was such an attempt.
+    fn cancel_attempt(&mut self, attempt: &Attempt) -> bool {
+        self.holds(attempt) && self.cancel(&attempt.job_id)
     }
 
     fn take(&mut self, id: Id) -> Option<Running> {
@@ -550,101 +668,6 @@ async fn work(job: Assign, engine: &Engine, progress: &Progress) -> Result<JobOu
     engine.process(&input, progress).await
 }
 
-/// A failed job in the wire's words.
-struct Failure {
-    code: &'static str,
-    message: String,
-    details: Option<Value>,
-}
-
-impl Failure {
-    fn processing(message: String) -> Self {
-        Self { code: "PROCESSING_ERROR", message: shorten(message), details: None }
-    }
-}
-
-impl From<&EngineError> for Failure {
-    fn from(error: &EngineError) -> Self {
-        match error {
-            EngineError::NotAvailable { service_id, service_version, reason } => Self {
-                code: "MODEL_NOT_AVAILABLE",
-                message: shorten(error.to_string()),
-                details: Some(json!({
-                    "service_id": service_id,
-                    "service_version": service_version,
-                    "reason": reason,
-                })),
-            },
-            EngineError::Unsupported(_)
-            | EngineError::Program { .. }
-            | EngineError::Audio { .. }
-            | EngineError::Scratch(_) => Self::processing(error.to_string()),
-        }
-    }
-}
-
-/// Keeps the start, which says what failed, and the end, which is where programs say why.
-fn shorten(message: String) -> String {
-    if message.len() <= MESSAGE_BYTES_MAX {
-        return message;
-    }
-    const GAP: &str = " ... ";
-    let fits = |at: &usize| message.is_char_boundary(*at);
-    let head = (0..=MESSAGE_BYTES_MAX / 4).rev().find(fits).unwrap_or(0);
-    let end_bytes_max = MESSAGE_BYTES_MAX - head - GAP.len();
-    let tail = (message.len() - end_bytes_max..message.len()).find(fits).unwrap_or(message.len());
-    format!("{}{GAP}{}", &message[..head], &message[tail..])
-}
-
-fn job_result(
-    node_id: &str,
-    ident: &Ident,
-    outcome: Result<JobOutput, Failure>,
-    took: Duration,
-) -> Value {
-    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let mut message = json!({
-        "type": "job_result",
-        "job_id": ident.job_id,
-        "attempt_id": ident.attempt_id,
-        "node_id": node_id,
-        "session_id": ident.session_id,
-        "utterance_index": ident.utterance_index,
-        "success": outcome.is_ok(),
-        "processing_time_ms": took_ms,
-        "node_completed_at_ms": wire::now_ms(),
-        "trace_id": ident.trace_id,
-    });
-    let rest = match outcome {
-        Ok(output) => {
-            let mut extra = json!({ "service_timings": {
-                "asr_ms": output.asr_ms,
-                "nmt_ms": output.nmt_ms,
-                "tts_ms": output.tts_ms,
-                "total_ms": took_ms,
-            }});
-            if output.text_asr.is_empty() {
-                extra["reason"] = json!("ASR_EMPTY");
-            }
-            json!({
-                "text_asr": output.text_asr,
-                "text_translated": output.text_translated,
-                "tts_audio": wire::base64(&output.tts_audio),
-                "tts_format": output.tts_format,
-                "extra": extra,
-            })
-        }
-        Err(Failure { code, message, details: None }) => {
-            json!({ "error": { "code": code, "message": message } })
-        }
-        Err(Failure { code, message, details }) => {
-            json!({ "error": { "code": code, "message": message, "details": details } })
-        }
-    };
-    merge(&mut message, rest);
-    message
-}
-
 /// What registrations and heartbeats both say of the engine.
 fn offer(engine: &Engine) -> Value {
     let services: Vec<Value> = engine
@@ -677,33 +700,15 @@ fn offer(engine: &Engine) -> Value {
     })
 }
 
-fn merge(into: &mut Value, from: Value) {
-    if let (Value::Object(into), Value::Object(from)) = (into, from) {
-        into.extend(from);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn long_messages_keep_both_ends_and_whole_letters() {
-        assert_eq!(shorten("short".to_owned()), "short");
-        for filler in ["x", "é", "語", "🎤"] {
-            let long = format!("nmt: a: {}the end", filler.repeat(600));
-            let short = shorten(long);
-            assert!(short.len() <= MESSAGE_BYTES_MAX, "{}", short.len());
-            assert!(short.starts_with("nmt: a: ") && short.ends_with("the end"), "{short}");
-        }
-    }
-
-    #[test]
     fn waits_double_with_jitter_up_to_the_longest() {
         let engine = Engine::Echo(super::super::engine::EchoEngine::default());
         let agent = Agent::new(NodeOptions::new("ws://localhost/", engine), None);
-        for (failures, longest_ms) in [(0, 500), (1, 1_000), (3, 4_000), (6, 30_000), (99, 30_000)]
-        {
+        for (failures, longest_ms) in [(0, 200), (1, 400), (3, 1_600), (6, 10_000), (99, 10_000)] {
             for _ in 0..50 {
                 let wait = agent.wait_after(failures).as_secs_f64() * 1e3;
                 let longest = f64::from(longest_ms);

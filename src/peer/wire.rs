@@ -3,7 +3,7 @@
 //! Read leniently: unknown types and fields are passed over, and whatever a peer can do without may
 //! be missing.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -20,7 +20,14 @@ pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 pub(super) enum ToNode {
     NodeRegisterAck {
         node_id: String,
+        #[serde(default)]
+        extensions: Vec<String>,
+        /// What becomes of each attempt the node has.
+        #[serde(default)]
+        jobs: Vec<Instruction>,
     },
+    /// A result need not be kept any longer.
+    ResultAck(Attempt),
     JobAssign(Box<Assign>),
     JobCancel {
         job_id: String,
@@ -31,6 +38,33 @@ pub(super) enum ToNode {
         #[serde(default)]
         message: String,
     },
+    #[serde(other)]
+    Unknown,
+}
+
+/// One attempt at a job.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Attempt {
+    pub(super) job_id: String,
+    #[serde(default = "first_attempt")]
+    pub(super) attempt_id: u32,
+}
+
+/// What becomes of an attempt.
+#[derive(Debug, Deserialize)]
+pub(super) struct Instruction {
+    #[serde(flatten)]
+    pub(super) attempt: Attempt,
+    pub(super) action: Action,
+}
+
+/// What the scheduler wants of an attempt that it was told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Action {
+    Keep,
+    Cancel,
+    Send,
     #[serde(other)]
     Unknown,
 }
@@ -47,6 +81,12 @@ pub(super) struct Ident {
     pub(super) utterance_index: u64,
     #[serde(default)]
     pub(super) trace_id: String,
+}
+
+impl Ident {
+    pub(super) fn attempt(&self) -> Attempt {
+        Attempt { job_id: self.job_id.clone(), attempt_id: self.attempt_id }
+    }
 }
 
 /// One job. A MaxDuration slice looks like any other: each is answered by itself.
@@ -172,6 +212,13 @@ pub(super) fn job_step(kind: &str, node_id: &str, ident: &Ident) -> Value {
         "session_id": ident.session_id,
         "trace_id": ident.trace_id,
     })
+}
+
+/// Adds the fields of one object to another.
+pub(super) fn merge(into: &mut Value, from: Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        into.extend(from);
+    }
 }
 
 /// Says where to connect; an address nobody can dial is an error now and not at every attempt.

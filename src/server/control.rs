@@ -107,7 +107,7 @@ impl ControlTask {
                 if let Some(link) = self.shared.links.pin().get(&node.index) {
                     link.outbox.request_close(1001, "no heartbeat");
                 }
-                self.shared.scheduler.node_lost(node.index, u64::MAX, now, effects);
+                self.shared.scheduler.node_lost(node.index, now, effects);
             }
         }
         let mut counts = [0_i64; State::ALL.len()];

@@ -4,6 +4,7 @@
 //! It refuses to decide: every choice about sessions, jobs and nodes is made in the core, which is
 //! given inputs and the time.
 
+mod awaited;
 mod clock;
 mod control;
 mod dead_letters;
@@ -336,6 +337,7 @@ fn assemble(config: Config, opened: (Option<Store>, Option<Recovered>)) -> Assem
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        awaited: Default::default(),
         control,
         ready: false.into(),
         drain: watch::Sender::new(None),

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, info, warn};
 
+use super::awaited;
 use super::perform::perform;
 use super::shared::{Link, NodeTag, Shared, going_down, parting};
-use crate::job::{Answered, Effects};
+use crate::job::{Answered, Deadline, Effect, Effects, Welcome};
 use crate::node::Attached;
-use crate::protocol::hello::RESULT_ACK;
+use crate::protocol::hello::{Hello, RESULT_ACK};
 use crate::protocol::node::{Command, Message, Report, decode};
 use crate::protocol::{NodeId, limits};
 use crate::store::NodeRow;
@@ -31,8 +32,8 @@ pub(super) struct NodeTask<S> {
     connection: Connection<S, NodeTag>,
     outbox: Arc<Outbox<NodeTag>>,
     attached: Option<Attached>,
-    /// The node is told what becomes of its results.
-    acks: bool,
+    /// The node has said over this connection what it has, and will do so again.
+    able: bool,
     effects: Effects,
 }
 
@@ -44,7 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         outbox: Arc<Outbox<NodeTag>>,
     ) -> Self {
         let effects = Effects::new();
-        Self { shared, peer, connection, outbox, attached: None, acks: false, effects }
+        Self { shared, peer, connection, outbox, attached: None, able: false, effects }
     }
 
     /// Lives as long as the connection.
@@ -97,7 +98,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         warn!(node = %attached.node.id, why, "node lost");
         self.shared.control.node_changed(index);
         let now = self.shared.now();
-        self.shared.scheduler.node_lost(index, u64::MAX, now, &mut self.effects);
+        match self.able {
+            // It may be back in a moment and say what it has.
+            true => self.shared.scheduler.node_away(&attached, now, &mut self.effects),
+            false => self.shared.scheduler.node_lost(index, now, &mut self.effects),
+        }
         perform(&self.shared, &mut self.effects, now);
     }
 
@@ -144,18 +149,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         if self.is_foreign(report.node_id.as_deref()) {
             self.shared.metrics.foreign.with_label_values(&["node"]).inc();
         }
-        self.acks |= report.hello.is_some();
-        if let Some(attached) = &self.attached {
-            self.acknowledge(&attached.node.id);
-            if let Some(link) = self.shared.links.pin().get(&attached.node.index)
-                && link.generation == attached.generation
-            {
-                link.acks.store(self.acks, SeqCst);
-            }
+        // What a node has is told once: later it would not know of what is on its way.
+        let hello = report.hello.as_deref().filter(|_| !self.able);
+        self.able |= hello.is_some();
+        if let Some(attached) = self.attached.clone() {
+            self.greet(&attached, hello);
         } else {
             let named = report.node_id.as_deref().filter(|id| !id.is_empty());
             let id = named.map_or_else(fresh_id, NodeId::from);
-            if !self.attach(id, Greeting::Acknowledge) {
+            if !self.attach(id, Greeting::Acknowledge(hello)) {
                 return;
             }
         }
@@ -166,11 +168,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         self.report(&attached, report);
     }
 
-    fn acknowledge(&self, id: &NodeId) {
+    /// Answers a registration over a connection by which the node can be reached already.
+    fn greet(&mut self, attached: &Attached, hello: Option<&Hello>) {
+        let now = self.shared.now();
+        let scheduler = &self.shared.scheduler;
+        let welcome = hello.map(|hello| scheduler.hello(attached, hello, now, &mut self.effects));
+        self.acknowledge(&attached.node.id, welcome.as_ref());
+        let link = self.shared.links.pin().get(&attached.node.index).map(Arc::clone);
+        if let Some(link) = link.filter(|link| link.generation == attached.generation) {
+            link.acks.store(self.able, SeqCst);
+        }
+        if let Some(welcome) = welcome {
+            scheduler.welcomed(attached, welcome, now, &mut self.effects);
+        }
+        perform(&self.shared, &mut self.effects, now);
+    }
+
+    fn acknowledge(&self, id: &NodeId, welcome: Option<&Welcome>) {
         let (node_id, message) = (id.to_string(), "Node registered successfully");
-        let extensions = if self.acks { vec![RESULT_ACK] } else { Vec::new() };
+        let extensions = if self.able { vec![RESULT_ACK] } else { Vec::new() };
+        let jobs = welcome.map(|welcome| welcome.jobs.clone());
         let status = "registering";
-        let jobs = self.acks.then(Vec::new);
         self.send(&Command::NodeRegisterAck { node_id, message, status, extensions, jobs });
     }
 
@@ -214,8 +232,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
     }
 
     /// Makes this connection the one that speaks for `id`; false if there is no room.
-    fn attach(&mut self, id: NodeId, greeting: Greeting) -> bool {
-        let attached = match self.shared.registry.attach(id, self.shared.now()) {
+    fn attach(&mut self, id: NodeId, greeting: Greeting<'_>) -> bool {
+        let now = self.shared.now();
+        let attached = match self.shared.registry.attach(id, now) {
             Ok(attached) => attached,
             Err(full) => {
                 warn!(peer = %self.peer, %full, "node refused");
@@ -223,38 +242,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
                 return false;
             }
         };
+        let scheduler = &self.shared.scheduler;
+        let mut welcome = None;
         // Before the link, over which assignments come at once if the node was in the pools
         // already: a node drops what comes before its answer.
-        if greeting == Greeting::Acknowledge {
-            self.acknowledge(&attached.node.id);
+        if let Greeting::Acknowledge(hello) = greeting {
+            welcome = hello.map(|h| scheduler.hello(&attached, h, now, &mut self.effects));
+            self.acknowledge(&attached.node.id, welcome.as_ref());
         }
         let (generation, outbox) = (attached.generation, Arc::clone(&self.outbox));
-        let acks = self.acks.into();
+        let acks = self.able.into();
         let link = Arc::new(Link { generation, outbox, peer: self.peer, acks });
         let links = self.shared.links.pin();
         let old = links.insert(attached.node.index, link).map(Arc::clone);
-        if let Some(old) = old {
+        if let Some(old) = &old {
             info!(node = %attached.node.id, old = %old.peer, new = %self.peer, "node came again");
             old.outbox.request_close(4409, "replaced by a newer connection");
-            // As late as this: what was placed up to now may have gone out over the old link.
-            self.after_grace(attached.clone(), self.shared.now().us);
         }
+        match (welcome, old) {
+            (Some(welcome), _) => {
+                scheduler.welcomed(&attached, welcome, now, &mut self.effects);
+            }
+            // What was sent over the older connection may have gone down with it.
+            (None, Some(old)) => {
+                let until = now.after_ms(REPLACED_GRACE_MS);
+                let sent = Deadline::Away(attached.node.index, old.generation);
+                self.effects.push(Effect::Arm(until, sent));
+            }
+            (None, None) => {}
+        }
+        awaited::arrived(&self.shared, &attached.node.id, now, &mut self.effects);
+        perform(&self.shared, &mut self.effects, now);
         self.attached = Some(attached);
         true
-    }
-
-    /// What was sent over the older connection may have gone down with it: after a grace it is
-    /// given to another node.
-    fn after_grace(&self, attached: Attached, placed_before_us: u64) {
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            let until = shared.now().after_ms(REPLACED_GRACE_MS);
-            shared.clock.sleep_until(Some(until)).await;
-            let (now, mut effects) = (shared.now(), Effects::new());
-            let index = attached.node.index;
-            shared.scheduler.node_lost(index, placed_before_us, now, &mut effects);
-            perform(&shared, &mut effects, now);
-        });
     }
 
     fn report(&self, attached: &Attached, report: &Report) {
@@ -324,10 +344,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
 }
 
 /// Whether a node that attaches awaits an answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Greeting {
-    /// It registered.
-    Acknowledge,
+#[derive(Clone, Copy)]
+enum Greeting<'a> {
+    /// It registered, and said what it has if it can.
+    Acknowledge(Option<&'a Hello>),
     /// It sent a heartbeat.
     None,
 }

@@ -96,6 +96,11 @@ fn assign(
     else {
         return shared.scheduler.not_sent(&job, attempt, true, now, more);
     };
+    // Taken back meanwhile, it is not to overtake the attempt that follows.
+    if !job.is_at(attempt) {
+        return;
+    }
+    job.carry(attempt, link.generation);
     debug!(job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id, attempt,
         node = node.0, "job placed");
     let text = encode_job_assign(job.id, attempt, &job.spec, &audio);

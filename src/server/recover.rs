@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::awaited;
 use super::perform::perform;
 use super::session::{Open, SessionTask};
 use super::shared::{ResumeKey, SessionSlot, Shared};
@@ -74,7 +75,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
             chunks: row.chunks,
             key: None,
         };
-        shared.scheduler.restore(row.id, &speaker, submission, now, &mut effects);
+        shared.scheduler.restore(row.id, &speaker, submission, now);
     }
     for row in &recovered.idempotency {
         let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms);
@@ -86,6 +87,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
     for back in returned.into_values() {
         tokio::spawn(back.task(shared, now).run());
     }
+    awaited::wait_for(shared, &recovered.nodes, now, &mut effects);
     perform(shared, &mut effects, now);
     if restored + lost > 0 || sessions > 0 || recovered.bad_rows > 0 {
         let bad_rows = recovered.bad_rows;

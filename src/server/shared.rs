@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::awaited::Awaited;
 use super::clock::Clock;
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Nodes of an earlier run that may still come.
+    pub(super) awaited: Awaited,
     pub(super) control: Control,
     /// Sessions are taken: not while the server takes back what it had, and not while it drains.
     pub(super) ready: AtomicBool,

@@ -132,7 +132,10 @@ metrics! {
     counters result_acks = "utterd_result_acks_total" ["status"]
         "Results acknowledged to nodes that asked for it, by status.";
     counters hello_jobs = "utterd_hello_jobs_total" ["action"]
-        "Jobs that nodes named when they came again, by what was answered; and those not named.";
+        "Jobs of nodes that came again and said what they have: by what they were answered, or \
+         `requeued` if they had lost it, or `ignored` if it could not be read.";
+    counter jobs_adopted = "utterd_jobs_adopted_total"
+        "Waiting jobs that went on where a node already had them.";
     counters quarantines = "utterd_node_quarantines_total" ["why"]
         "Nodes taken out for a time, by cause.";
     counter model_na_received = "scheduler_model_na_received_total"

@@ -400,6 +400,178 @@ async fn a_lost_node_comes_back_under_its_name_without_its_old_work() {
     stage.end().await;
 }
 
+/// The connection breaks without a word, and the node is back.
+async fn comes_again(stage: &mut Stage) {
+    stage.script.socket.get_mut().shutdown().await.unwrap();
+    stage.script = Script::accept(&stage.listener).await;
+}
+
+fn attempts(jobs: &[&str]) -> Value {
+    jobs.iter().map(|job| json!({"job_id": job, "attempt_id": 3})).collect()
+}
+
+fn wants(job: &str, action: &str) -> Value {
+    json!({"job_id": job, "attempt_id": 3, "action": action})
+}
+
+async fn taken(stage: &mut Stage, job: &str) {
+    let ack = json!({"type": "result_ack", "job_id": job, "attempt_id": 3, "status": "committed"});
+    stage.script.say(ack).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_acknowledged_says_what_it_works_on_and_does_as_it_is_told() {
+    let mut stage = stage(echo(400), |o| o.capacity = 3).await;
+    let register = stage.script.welcome(json!([])).await;
+    assert_eq!(register["extensions"], json!(["result_ack"]));
+    assert_eq!((&register["inflight"], &register["unacked"]), (&json!([]), &json!([])));
+    let boot_id = register["boot_id"].clone();
+    assert_eq!(boot_id.as_str().map(str::len), Some(32));
+    for (index, job) in (0..).zip(["a", "b", "c"]) {
+        stage.script.say(assign(job, index)).await;
+        stage.script.expect("job_ack").await;
+        stage.script.expect("job_started").await;
+    }
+    comes_again(&mut stage).await;
+    // What is of another attempt is not touched.
+    let other = json!({"job_id": "c", "attempt_id": 4, "action": "cancel"});
+    let jobs = json!([wants("a", "keep"), wants("b", "cancel"), other]);
+    let register = stage.script.welcome(jobs).await;
+    assert_eq!(register["boot_id"], boot_id, "it is the same run");
+    let mut inflight = register["inflight"].as_array().unwrap().clone();
+    inflight.sort_by_key(|a| a["job_id"].to_string());
+    assert_eq!(Value::from(inflight), attempts(&["a", "b", "c"]));
+    let mut done = Vec::new();
+    for _ in 0..2 {
+        done.push(stage.script.expect("job_result").await["job_id"].clone());
+    }
+    done.sort_by_key(Value::to_string);
+    assert_eq!(done, ["a", "c"]);
+    stage.script.assert_quiet().await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_result_is_kept_until_it_is_acknowledged() {
+    let mut stage = stage(echo(0), |_| {}).await;
+    stage.script.welcome(json!([])).await;
+    for (index, job) in (0..).zip(["a", "b"]) {
+        stage.script.say(assign(job, index)).await;
+        stage.script.expect("job_ack").await;
+        stage.script.expect("job_started").await;
+        stage.script.expect("job_result").await;
+    }
+    taken(&mut stage, "b").await;
+    comes_again(&mut stage).await;
+    let register = stage.script.welcome(json!([wants("a", "send")])).await;
+    assert_eq!(register["unacked"], attempts(&["a"]));
+    let again = stage.script.expect("job_result").await;
+    assert_eq!((&again["job_id"], &again["attempt_id"]), (&json!("a"), &json!(3)));
+    assert_eq!(unbase64(&again["tts_audio"]), [1, 2, 3, 4].repeat(8_000));
+    // Told twice it is still done.
+    stage.script.say(assign("a", 0)).await;
+    stage.script.assert_quiet().await;
+    comes_again(&mut stage).await;
+    let register = stage.script.welcome(json!([wants("a", "keep")])).await;
+    assert_eq!(register["unacked"], attempts(&["a"]), "sent is not taken");
+    stage.script.assert_quiet().await;
+    comes_again(&mut stage).await;
+    let register = stage.script.welcome(json!([wants("a", "cancel")])).await;
+    assert_eq!(register["unacked"], attempts(&["a"]));
+    stage.script.assert_quiet().await;
+    comes_again(&mut stage).await;
+    assert_eq!(stage.script.welcome(json!([])).await["unacked"], json!([]));
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn work_goes_on_without_a_connection() {
+    let mut stage = stage(echo(150), |_| {}).await;
+    stage.script.welcome(json!([])).await;
+    for (index, job) in (0..).zip(["a", "b"]) {
+        stage.script.say(assign(job, index)).await;
+    }
+    stage.script.expect("job_ack").await;
+    stage.script.expect("job_started").await;
+    stage.script.expect("job_ack").await;
+    stage.script.socket.get_mut().shutdown().await.unwrap();
+    // The second is begun, and done, though nobody can be told.
+    let mut done = Vec::new();
+    while done.len() < 2 {
+        let event = tokio::time::timeout(SOON, stage.events.recv()).await.unwrap().unwrap();
+        if let NodeEvent::Finished { job_id, failure: None, .. } = event {
+            done.push(job_id);
+        }
+    }
+    stage.script = Script::accept(&stage.listener).await;
+    let jobs = json!([wants("a", "send"), wants("b", "keep")]);
+    let register = stage.script.welcome(jobs).await;
+    assert_eq!(register["unacked"], attempts(&["a", "b"]));
+    assert_eq!(register["inflight"], json!([]));
+    // One that was never sent is sent, whatever is thought of it.
+    for job in ["a", "b"] {
+        assert_eq!(stage.script.expect("job_result").await["job_id"], job);
+    }
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_result_that_nobody_acknowledges_is_sent_again() {
+    let mut stage = stage(echo(0), |o| o.heartbeat = Duration::from_millis(30)).await;
+    stage.script.welcome(json!([])).await;
+    stage.script.say(assign("a", 0)).await;
+    stage.script.expect("job_ack").await;
+    stage.script.expect("job_started").await;
+    for _ in 0..3 {
+        assert_eq!(stage.script.expect("job_result").await["job_id"], "a");
+    }
+    taken(&mut stage, "a").await;
+    stage.script.expect("node_heartbeat").await;
+    stage.script.assert_quiet().await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_node_with_too_many_results_on_its_hands_takes_no_more_work() {
+    let mut stage = stage(echo(0), |_| {}).await;
+    stage.script.welcome(json!([])).await;
+    let small = |index: u64| {
+        let mut job = assign(&format!("job-{index}"), index);
+        job["audio"] = json!(base64(&[1, 2]));
+        job
+    };
+    for index in 0..1_024 {
+        stage.script.say(small(index)).await;
+        for kind in ["job_ack", "job_started", "job_result"] {
+            stage.script.expect(kind).await;
+        }
+    }
+    stage.script.say(small(2_000)).await;
+    stage.script.expect("job_ack").await;
+    assert_eq!(stage.script.expect("job_result").await["error"]["code"], "NODE_OVERLOADED");
+    taken(&mut stage, "job-7").await;
+    stage.script.say(small(2_001)).await;
+    for kind in ["job_ack", "job_started", "job_result"] {
+        assert_eq!(stage.script.expect(kind).await["job_id"], "job-2001");
+    }
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn work_for_a_scheduler_that_acknowledged_is_dropped_for_one_that_does_not() {
+    let mut stage = stage(echo(200), |_| {}).await;
+    stage.script.welcome(json!([])).await;
+    stage.script.say(assign("a", 0)).await;
+    stage.script.expect("job_ack").await;
+    stage.script.expect("job_started").await;
+    comes_again(&mut stage).await;
+    assert_eq!(stage.script.register().await["inflight"], attempts(&["a"]));
+    comes_again(&mut stage).await;
+    let register = stage.script.register().await;
+    assert_eq!((&register["inflight"], &register["unacked"]), (&json!([]), &json!([])));
+    stage.end().await;
+}
+
 #[tokio::test]
 async fn refused_connections_are_tried_again_and_again() {
     let port = {

@@ -72,6 +72,16 @@ impl Script {
         }
     }
 
+    /// Takes a registration as a scheduler that acknowledges results, which wants this of what the
+    /// node has.
+    pub(crate) async fn welcome(&mut self, jobs: Value) -> Value {
+        let register = self.expect("node_register").await;
+        let ack = json!({"type": "node_register_ack", "node_id": "node-7",
+            "extensions": ["result_ack"], "jobs": jobs});
+        self.say(ack).await;
+        register
+    }
+
     pub(crate) async fn register(&mut self) -> Value {
         let register = self.expect("node_register").await;
         let ack =

@@ -1,7 +1,9 @@
 //! The scheduler against worlds without sockets: chosen scenes, and random ones with the accounts
 //! checked after every step.
 
-use std::collections::HashMap;
+mod again;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -40,6 +42,10 @@ struct World {
     cancels: Vec<(JobId, NodeIndex)>,
     acks: Vec<(JobId, NodeIndex, Option<u32>, AckStatus)>,
     jobs: Vec<Arc<Job>>,
+    /// The highest attempt of each job that was given out.
+    attempts: HashMap<JobId, u32>,
+    /// Attempts that were left with a node that came again.
+    adopted: HashSet<(JobId, u32)>,
 }
 
 impl World {
@@ -68,6 +74,8 @@ impl World {
             cancels: Vec::new(),
             acks: Vec::new(),
             jobs: Vec::new(),
+            attempts: HashMap::new(),
+            adopted: HashSet::new(),
         }
     }
 
@@ -78,6 +86,10 @@ impl World {
             for effect in std::mem::take(&mut effects) {
                 match effect {
                     Effect::Assign { job, node, attempt } => {
+                        let before = self.attempts.insert(job.id, attempt);
+                        assert!(before < Some(attempt), "attempts of {} go back", job.id);
+                        let known = self.registry.by_index(node).expect("known");
+                        job.carry(attempt, known.generation());
                         self.assigned.push((job, node, attempt));
                     }
                     Effect::CancelOn { job, node, .. } => self.cancels.push((job.id, node)),
@@ -121,7 +133,7 @@ impl World {
         self.assigned.retain(|(_, node, _)| *node != index);
         self.held.retain(|(_, node, _)| *node != index);
         let mut effects = Effects::new();
-        self.scheduler.node_lost(index, u64::MAX, self.now, &mut effects);
+        self.scheduler.node_lost(index, self.now, &mut effects);
         self.perform(effects);
     }
 
@@ -176,6 +188,14 @@ impl World {
         self.perform(effects);
     }
 
+    /// A node that is not there has no jobs.
+    fn audit_lost(&self) {
+        for node in self.registry.all().iter().filter(|n| n.state() == NodeState::Offline) {
+            let has = |j: &&Arc<Job>| j.state().in_flight() && j.state().node == node.index;
+            assert_eq!(self.jobs.iter().find(has).map(|j| j.id), None, "{} is lost", node.id);
+        }
+    }
+
     /// The accounts agree with the jobs.
     fn audit(&self) {
         let live = self.jobs.iter().filter(|j| j.state().outcome().is_none()).count();
@@ -191,14 +211,16 @@ impl World {
             turns.sort_unstable();
             turns.dedup();
             assert_eq!(node.slots().0 as usize, turns.len(), "slots of {} are off", node.id);
-            assert!(turns.is_empty() || node.state() != NodeState::Offline, "a lost node has jobs");
         }
-        let queued = self.jobs.iter().filter(|j| j.state().phase == Phase::Queued).count();
+        let waits = |j: &&Arc<Job>| j.state().phase == Phase::Queued && j.held.load(SeqCst) == 0;
+        let queued = self.jobs.iter().filter(waits).count();
         assert!(self.scheduler.waiting() >= queued, "a queued job waits nowhere");
         for job in &self.jobs {
             let (excluded, n) = job.excluded();
             let state = job.state();
-            let again = state.in_flight() && excluded[..n].contains(&state.node);
+            let again = state.in_flight()
+                && excluded[..n].contains(&state.node)
+                && !self.adopted.contains(&(job.id, state.attempt));
             assert!(!again, "{} went again to a node that may have seen it", job.id);
             assert_eq!(job.audio().is_some(), state.outcome().is_none(), "audio outlived its job");
         }
@@ -551,6 +573,7 @@ fn run(steps: Vec<Step>) {
             Step::Join(_) | Step::NotSent { .. } => {}
         }
         world.audit();
+        world.audit_lost();
     }
     finish(world, &speakers, next, turn);
 }
