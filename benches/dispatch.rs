@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt, StreamExt};
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
@@ -90,13 +91,12 @@ impl World {
         let times = Arc::new(arc_swap::ArcSwap::new(Times::new(1)));
         let base = Arc::new(AtomicU64::new(0));
         let (mut names, mut sinks) = (BTreeMap::new(), Vec::new());
-        let extensions = if resumable { r#","extensions":["resume"]"# } else { "" };
+        let extensions = if resumable { json!(["resume"]) } else { json!([]) };
+        let init = json!({"type": "session_init", "client_version": "b", "platform": "cli",
+            "src_lang": "zh", "tgt_lang": "en", "extensions": extensions});
         for number in 0..SESSIONS {
             let (mut socket, _) = connect_async(format!("{url}/ws/session")).await.unwrap();
-            let init = format!(
-                r#"{{"type":"session_init","client_version":"b","platform":"cli","src_lang":"zh","tgt_lang":"en"{extensions}}}"#
-            );
-            socket.send(Message::text(init)).await.unwrap();
+            socket.send(Message::text(init.to_string())).await.unwrap();
             let ack = socket.next().await.unwrap().unwrap().into_text().unwrap();
             names.insert(text_of(&ack, "session_id").to_owned(), number);
             let (sink, stream) = socket.split();
@@ -128,14 +128,16 @@ impl World {
             for (number, id) in ids.iter().enumerate() {
                 pace.tick().await;
                 let index = self.next + step;
-                let text = format!(
-                    r#"{{"type":"utterance","session_id":"{id}","utterance_index":{index},"manual_cut":true,"src_lang":"zh","tgt_lang":"en","audio":"{audio}","audio_format":"pcm16","sample_rate":16000}}"#
-                );
+                let head = json!({"type": "utterance", "session_id": id, "utterance_index": index,
+                    "manual_cut": true, "src_lang": "zh", "tgt_lang": "en",
+                    "audio_format": "pcm16", "sample_rate": 16_000})
+                .to_string();
+                let text = format!("{},\"audio\":\"{audio}\"}}", &head[..head.len() - 1]);
                 times.mark(&times.sent, times.at(number, step));
                 self.sinks[number].send(Message::text(text)).await.unwrap();
                 if acks && step > 4 {
                     let seq = index - 4;
-                    let ack = format!(r#"{{"type":"ack","session_id":"{id}","seq":{seq}}}"#);
+                    let ack = json!({"type": "ack", "session_id": id, "seq": seq}).to_string();
                     self.sinks[number].send(Message::text(ack)).await.unwrap();
                 }
             }
@@ -183,9 +185,16 @@ async fn work(
     times: Arc<arc_swap::ArcSwap<Times>>,
     base: Arc<AtomicU64>,
 ) {
-    let register = format!(
-        r#"{{"type":"node_register","node_id":"n{number}","version":"b","capability_schema_version":"2.0","platform":"linux","hardware":{{"cpu_cores":1,"memory_gb":1}},"installed_models":[],"installed_services":[],"capability_by_type":[{{"type":"asr","ready":true}},{{"type":"nmt","ready":true}},{{"type":"tts","ready":true}}],"features_supported":{{}},"accept_public_jobs":true,"language_capabilities":{{"asr_languages":["zh","en"],"tts_languages":["zh","en"],"semantic_languages":["zh","en"]}},"max_concurrent_jobs":64}}"#
-    );
+    let (languages, ready) = (json!(["zh", "en"]), |kind| json!({"type": kind, "ready": true}));
+    let register = json!({"type": "node_register", "node_id": format!("n{number}"),
+        "version": "b", "capability_schema_version": "2.0", "platform": "linux",
+        "hardware": {}, "installed_models": [], "installed_services": [],
+        "capability_by_type": [ready("asr"), ready("nmt"), ready("tts")],
+        "features_supported": {}, "accept_public_jobs": true,
+        "language_capabilities": {"asr_languages": languages, "tts_languages": languages,
+            "semantic_languages": languages},
+        "max_concurrent_jobs": 64})
+    .to_string();
     socket.send(Message::text(register)).await.unwrap();
     while let Some(Ok(message)) = socket.next().await {
         let Ok(text) = message.into_text() else { continue };
@@ -196,9 +205,10 @@ async fn work(
         let now = times.load_full();
         now.mark(&now.read, now.at(names[text_of(&text, "session_id")], index));
         let (job, attempt) = (text_of(&text, "job_id"), number_of(&text, "attempt_id"));
-        let result = format!(
-            r#"{{"type":"job_result","job_id":"{job}","attempt_id":{attempt},"node_id":"n{number}","success":true,"text_asr":"a","text_translated":"b","tts_audio":"","tts_format":"pcm16"}}"#
-        );
+        let result = json!({"type": "job_result", "job_id": job, "attempt_id": attempt,
+            "node_id": format!("n{number}"), "success": true, "text_asr": "a",
+            "text_translated": "b", "tts_audio": "", "tts_format": "pcm16"})
+        .to_string();
         if socket.send(Message::text(result)).await.is_err() {
             return;
         }
