@@ -10,8 +10,9 @@ use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::StoreError;
 use super::codec::{self, Record};
+use super::medium::FILE;
 use super::record::*;
-use super::recovery::{self, FILE};
+use super::recovery;
 use super::tables::{self, ONLY};
 use crate::protocol::ids::{JobId, SessionId};
 

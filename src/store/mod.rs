@@ -16,8 +16,12 @@
 //! ```
 
 mod codec;
+mod disk;
+mod engine;
+mod error;
 mod inspect;
 mod ledger;
+mod medium;
 mod record;
 mod recovery;
 mod tables;
@@ -30,12 +34,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase};
 
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
+pub use disk::{DiskOps, SimDisk};
+pub use engine::{Engine, Reader};
+pub use error::StoreError;
 pub use inspect::{JobView, ReadOnly, open_read_only};
+pub use medium::{IoStats, Medium, Space};
 pub use record::{
     DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow,
     TerminalRow,
@@ -43,7 +49,7 @@ pub use record::{
 
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::{Audio, ChunkMark};
-use ledger::Ledger;
+use medium::{FILE, Tally};
 use writer::{Hooks, Shared, Writer};
 
 /// How a store behaves.
@@ -64,6 +70,9 @@ pub struct StoreOptions {
     pub dead_letter_retention_ms: u64,
     /// How many dead letters are kept; the oldest go first.
     pub dead_letters_max: u64,
+    /// Room set aside on the disk, to be given up when it is full so that rows can be deleted, in
+    /// bytes; 0 for none.
+    pub ballast_bytes: u64,
     /// Capacity of the lane of results and deliveries, in writes.
     pub lane_results: usize,
     /// Capacity of the lane of accepted jobs and of sessions, in writes.
@@ -83,6 +92,7 @@ impl Default for StoreOptions {
             outbox_retention_ms: 120_000,
             dead_letter_retention_ms: DAY_MS,
             dead_letters_max: 10_000,
+            ballast_bytes: 64 << 20,
             lane_results: 65_536,
             lane_accepts: 32_768,
             lane_housekeeping: 4_096,
@@ -274,103 +284,9 @@ pub struct StoreStats {
     pub beat_age_us: u64,
     /// Size of the database file.
     pub file_bytes: u64,
+    /// What the disk has been asked.
+    pub io: IoStats,
 }
-
-/// Why the store could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process, or another `Store`, has it.
-    #[error("{} is in use: another utterd has it open; stop that one, or ask it", file.display())]
-    Locked {
-        /// The file that is locked.
-        file: PathBuf,
-    },
-    /// There has been a database and it is gone.
-    #[error(
-        "{} is missing, but {} says that there was one. Starting empty would lose accepted work, \
-         so utterd does not do it by itself.{}", file.display(), marker.display(), ways_out(file)
-    )]
-    Missing {
-        /// The database.
-        file: PathBuf,
-        /// The evidence.
-        marker: PathBuf,
-    },
-    /// The file is not a database that can be read.
-    #[error("{} is damaged ({detail}).{}", file.display(), ways_out(file))]
-    Corrupt {
-        /// The database.
-        file: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// A newer or older release made it.
-    #[error("{} belongs to another release of utterd: {detail}. Use that one.", file.display())]
-    OtherRelease {
-        /// The database.
-        file: PathBuf,
-        /// What is unknown.
-        detail: String,
-    },
-    /// Only for reading without a server: there is no database.
-    #[error("{} does not exist", file.display())]
-    Absent {
-        /// The database.
-        file: PathBuf,
-    },
-    /// Only for reading without a server: the file needs a repair that would write to it.
-    #[error("{} was not closed properly; start utterd once to repair it", file.display())]
-    Unclean {
-        /// The database.
-        file: PathBuf,
-    },
-    /// One row is not what was written.
-    #[error("a row of table {table} cannot be read: {error}")]
-    BadRow {
-        /// Where.
-        table: &'static str,
-        /// Why.
-        error: CodecError,
-    },
-    /// The operating system refused.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The refusal.
-        source: std::io::Error,
-    },
-    /// The database engine failed.
-    #[error("database: {0}")]
-    Engine(redb::Error),
-    /// The store has been shut down.
-    #[error("the store has been shut down")]
-    Stopped,
-}
-
-/// What an operator can do when the database cannot be used.
-fn ways_out(file: &Path) -> String {
-    let dir = file.parent().unwrap_or(file);
-    format!(
-        "\nEither\n  - restore a backup of {}, or\n  - move the directory {} aside and start \
-         again: utterd then starts empty, and what was accepted and not delivered is lost.",
-        file.display(),
-        dir.display()
-    )
-}
-
-macro_rules! from_engine {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                StoreError::Engine(error.into())
-            }
-        })*
-    };
-}
-from_engine!(StorageError, TableError, TransactionError, CommitError, SetDurabilityError);
 
 /// The store. Clones are the same store; the last one to go shuts it down.
 #[derive(Clone)]
@@ -380,8 +296,9 @@ pub struct Store {
 
 struct Handle {
     shared: Arc<Shared>,
-    /// For reading; gone after the shutdown, which lets the file go.
-    db: ArcSwapOption<Database>,
+    /// For reading; of no use after the shutdown, which lets the file go.
+    reader: Reader,
+    io: Arc<Tally>,
     file: PathBuf,
     /// Only ever touched at shutdown.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -399,27 +316,22 @@ impl Store {
         options: StoreOptions,
         hooks: Hooks,
     ) -> Result<(Store, Recovered), StoreError> {
-        let now_ms = (hooks.now_ms)();
-        let db = Arc::new(recovery::open(dir, options.cache_bytes, now_ms)?);
-        let recovered = recovery::recover(Arc::clone(&db), dir, now_ms)?;
+        let (mut engine, recovered) = Engine::open(dir, &options, (hooks.now_ms)())?;
+        engine.before_commit = Arc::clone(&hooks.before_commit);
         let shared = Arc::new(Shared::new(&options));
         shared.bad_rows.store(recovered.bad_rows, Relaxed);
         shared.dead_letters.store(recovered.dead_letters, Relaxed);
-        let ledger = Ledger::new(&options);
-        let writer = Writer { shared: Arc::clone(&shared), db: Arc::clone(&db), hooks, ledger };
+        let (reader, io) = (engine.reader(), engine.io_tally());
+        let file = dir.join(FILE);
+        let writer = Writer { shared: Arc::clone(&shared), engine, hooks };
         let spawned = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = spawned.map_err(|source| {
-            let path = dir.join(recovery::FILE);
-            StoreError::Io { doing: "start the thread for", path, source }
+            let (doing, path) = ("start the thread for", file.clone());
+            StoreError::Io { doing, path, source }
         })?;
         let named = shared.thread.set(thread.thread().clone());
         assert!(named.is_ok(), "a store has one thread");
-        let handle = Handle {
-            shared,
-            db: ArcSwapOption::new(Some(db)),
-            file: dir.join(recovery::FILE),
-            thread: Mutex::new(Some(thread)),
-        };
+        let handle = Handle { shared, reader, io, file, thread: Mutex::new(Some(thread)) };
         Ok((Store { handle: Arc::new(handle) }, recovered))
     }
 
@@ -437,7 +349,7 @@ impl Store {
 
     /// How a job ended, if it has and is not forgotten. Reads the disk.
     pub fn terminal(&self, id: JobId) -> Result<Option<TerminalRow>, StoreError> {
-        inspect::row(&self.db()?.begin_read()?, tables::TERMINALS, "terminals", id.0)
+        self.handle.reader.terminal(id)
     }
 
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
@@ -448,7 +360,7 @@ impl Store {
         after_seq: u64,
         limit: usize,
     ) -> Result<Vec<OutboxRow>, StoreError> {
-        inspect::owed(&self.db()?.begin_read()?, session, after_seq, limit)
+        self.handle.reader.outbox(session, after_seq, limit)
     }
 
     /// Dead letters with ids above `after_id`, in order, at most `limit`; those that cannot be
@@ -458,7 +370,7 @@ impl Store {
         after_id: u64,
         limit: usize,
     ) -> Result<Vec<DeadLetterRow>, StoreError> {
-        inspect::dead_letters(&self.db()?.begin_read()?, after_id, limit)
+        self.handle.reader.dead_letters(after_id, limit)
     }
 
     /// A dead letter with the audio of its job, if audio is kept with it. Reads the disk.
@@ -466,13 +378,13 @@ impl Store {
         &self,
         id: u64,
     ) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
-        inspect::dead_letter(&self.db()?.begin_read()?, id)
+        self.handle.reader.dead_letter(id)
     }
 
     /// What the store is doing.
     pub fn stats(&self) -> StoreStats {
         let file_bytes = std::fs::metadata(&self.handle.file).map_or(0, |file| file.len());
-        StoreStats { file_bytes, ..self.handle.shared.stats() }
+        StoreStats { file_bytes, io: self.handle.io.stats(), ..self.handle.shared.stats() }
     }
 
     /// Makes every write that was taken durable, ends the thread and closes the file. Blocks; the
@@ -481,8 +393,10 @@ impl Store {
         self.handle.shutdown();
     }
 
-    fn db(&self) -> Result<Arc<Database>, StoreError> {
-        self.handle.db.load_full().ok_or(StoreError::Stopped)
+    /// For the tests that look beneath.
+    #[cfg(test)]
+    fn db(&self) -> Result<Arc<redb::Database>, StoreError> {
+        self.handle.reader.db()
     }
 }
 
@@ -496,7 +410,7 @@ impl Handle {
             // A thread that panicked has ended the process, or been told by a test not to.
             let _ended = thread.join();
         }
-        self.db.store(None);
+        self.reader.stop();
     }
 }
 

@@ -15,11 +15,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use redb::{Database, Durability};
 
-use super::ledger::Ledger;
-use super::tables::Tables;
-use super::{Committed, Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
+use super::engine::{BeforeCommit, Engine};
+use super::ledger::Noted;
+use super::medium::IoStats;
+use super::{Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
 
 /// Most writes in one transaction.
 const BATCH_ROWS_MAX: usize = 4_096;
@@ -32,7 +32,7 @@ pub(super) struct Hooks {
     /// Unix time in milliseconds.
     pub(super) now_ms: fn() -> u64,
     /// Asked before every commit; an error has the effect of one from the disk.
-    pub(super) before_commit: Arc<dyn Fn() -> Result<(), StoreError> + Send + Sync>,
+    pub(super) before_commit: BeforeCommit,
     /// Ends the process. Where it returns, as in tests, the thread ends without another write.
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -210,6 +210,26 @@ impl Shared {
         u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// The thread has moved.
+    fn beat(&self) {
+        self.beat_us.store(self.now_us(), Relaxed);
+    }
+
+    /// Takes the figures of what was committed into account.
+    fn note(&self, noted: &Noted, took_us: u64) {
+        self.commits.fetch_add(1, Relaxed);
+        self.rows_written.fetch_add(noted.rows, Relaxed);
+        self.bytes_written.fetch_add(noted.bytes, Relaxed);
+        self.last_commit_us.store(took_us, Relaxed);
+        self.last_batch_rows.store(noted.writes, Release);
+        self.bad_rows.fetch_add(noted.bad_rows, Relaxed);
+        self.outbox_expired.fetch_add(noted.outbox_expired, Relaxed);
+        self.dead_letters_expired.fetch_add(noted.dead_letters_expired, Relaxed);
+        if let Some(kept) = noted.dead_letters {
+            self.dead_letters.store(kept, Relaxed);
+        }
+    }
+
     /// The figures, but for the size of the file.
     pub(super) fn stats(&self) -> StoreStats {
         let queued = [self.results.len(), self.accepts.len(), self.housekeeping.len()];
@@ -234,6 +254,7 @@ impl Shared {
             bad_rows: self.bad_rows.load(Relaxed),
             beat_age_us,
             file_bytes: 0,
+            io: IoStats::default(),
         }
     }
 }
@@ -256,9 +277,8 @@ impl Drop for FailStop {
 /// The thread's own state.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) db: Arc<Database>,
+    pub(super) engine: Engine,
     pub(super) hooks: Hooks,
-    pub(super) ledger: Ledger,
 }
 
 impl Writer {
@@ -267,12 +287,11 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let _fail_stop =
             FailStop { shared: Arc::clone(&shared), fatal: Arc::clone(&self.hooks.fatal) };
-        let mut batch = Vec::new();
         loop {
-            shared.beat_us.store(shared.now_us(), Relaxed);
-            fill(&shared, &mut batch);
-            if !batch.is_empty() {
-                if let Err(error) = self.commit(&mut batch) {
+            shared.beat();
+            let batch = Batch::fill(&shared);
+            if !batch.writes.is_empty() {
+                if let Err(error) = self.commit(batch) {
                     (self.hooks.fatal)(&error.to_string());
                     return;
                 }
@@ -288,55 +307,42 @@ impl Writer {
     }
 
     /// One transaction: all of the batch or none of it, then the callbacks.
-    fn commit(&mut self, batch: &mut Vec<Entry>) -> Result<(), StoreError> {
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
         let began = Instant::now();
-        let batch_rows = batch.len() as u64;
         let now_ms = (self.hooks.now_ms)();
-        let mut owed: Vec<(Done, Committed)> = Vec::new();
-        let mut txn = self.db.begin_write()?;
-        txn.set_durability(Durability::Immediate)?;
-        // Two-phase and with the allocator saved: reopening after a kill takes milliseconds,
-        // whatever the size of the file.
-        txn.set_quick_repair(true);
-        let mut tables = Tables::open(&txn)?;
-        self.ledger.begin(&tables)?;
-        for Entry { write, done } in batch.drain(..) {
-            let committed = self.ledger.apply(&mut tables, &write, now_ms)?;
-            owed.extend(done.map(|done| (done, committed)));
-        }
-        self.ledger.close_batch(&mut tables, now_ms)?;
-        let (rows, bytes) = (tables.rows_put, tables.bytes_put);
-        drop(tables);
-        (self.hooks.before_commit)()?;
-        txn.commit()?;
-        let shared = &self.shared;
+        let committed = self.engine.commit(batch.writes, now_ms)?;
         let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        shared.commits.fetch_add(1, Relaxed);
-        shared.rows_written.fetch_add(rows, Relaxed);
-        shared.bytes_written.fetch_add(bytes, Relaxed);
-        shared.last_commit_us.store(took, Relaxed);
-        shared.last_batch_rows.store(batch_rows, Release);
-        let tally = self.ledger.committed();
-        shared.bad_rows.fetch_add(tally.bad_rows, Relaxed);
-        shared.outbox_expired.fetch_add(tally.outbox_expired, Relaxed);
-        shared.dead_letters.store(tally.dead_letters, Relaxed);
-        shared.dead_letters_expired.fetch_add(tally.dead_letters_expired, Relaxed);
-        for (done, committed) in owed {
-            done(committed);
+        self.shared.note(&self.engine.take_noted(), took);
+        for (done, committed) in batch.dones.into_iter().zip(committed) {
+            if let Some(done) = done {
+                done(committed);
+            }
         }
         Ok(())
     }
 }
 
-/// Moves the next batch out of the lanes.
-fn fill(shared: &Shared, batch: &mut Vec<Entry>) {
-    let mut bytes = 0;
-    for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {
-        while batch.len() < BATCH_ROWS_MAX && bytes < BATCH_BYTES_MAX {
-            let Some(entry) = lane.pop() else { break };
-            bytes += weight(&entry.write);
-            batch.push(entry);
+/// What one transaction is to hold, with whom to tell of each write.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Write>,
+    dones: Vec<Option<Done>>,
+}
+
+impl Batch {
+    /// Moves the next batch out of the lanes.
+    fn fill(shared: &Shared) -> Self {
+        let mut batch = Self::default();
+        let mut bytes = 0;
+        for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {
+            while batch.writes.len() < BATCH_ROWS_MAX && bytes < BATCH_BYTES_MAX {
+                let Some(Entry { write, done }) = lane.pop() else { break };
+                bytes += weight(&write);
+                batch.writes.push(write);
+                batch.dones.push(done);
+            }
         }
+        batch
     }
 }
 
