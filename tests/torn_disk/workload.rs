@@ -15,6 +15,7 @@ use super::world::{World, audio};
 #[derive(Default)]
 pub struct Workload {
     last_job: u128,
+    last_batch: u64,
     /// Jobs under way in this process: sent as ended, their acceptance still to come.
     to_accept: Vec<u128>,
     /// Jobs that were acknowledged as accepted and not sent as ended.
@@ -34,7 +35,14 @@ impl Workload {
     pub fn batch(&mut self, random: &mut fastrand::Rng, world: &World, now: u64) -> Vec<Write> {
         let mut ending = BTreeSet::new();
         let count = random.usize(1..8);
-        (0..count).map(|_| self.write(random, world, now, &mut ending)).collect()
+        let mut writes: Vec<Write> =
+            (0..count).map(|_| self.write(random, world, now, &mut ending)).collect();
+        // Not everything a write changes shows at once; this does, so that a recovery tells
+        // whether the batch is there.
+        self.last_batch += 1;
+        let text = "x".repeat(random.usize(..9));
+        writes.push(Write::Pools(PoolConfigRow { version: self.last_batch, text }));
+        writes
     }
 
     fn write(
@@ -54,8 +62,7 @@ impl Workload {
             3..=4 => Write::Delivered { session, through_seq },
             5 => Write::Forfeit { session, through_seq, why: "overflow" },
             6 => Write::Node(node_row(random.u8(..3), now)),
-            7 => Write::Pools(PoolConfigRow { version: now, text: "x".repeat(random.usize(..9)) }),
-            8 => Write::DropDeadLetter(random.u64(..=world.last_letter)),
+            7..=8 => Write::DropDeadLetter(random.u64(..=world.last_letter)),
             9..=13 => {
                 let late = self.to_accept.pop();
                 let id = late.unwrap_or_else(|| self.next_job());

@@ -10,7 +10,6 @@ use utterd::store::*;
 /// The limits of the stores under test: small, so that every kind of retention happens.
 pub fn options() -> StoreOptions {
     StoreOptions {
-        cache_bytes: 1 << 20,
         terminal_retention_ms: 5_000,
         terminal_rows_max: 40,
         outbox_retention_ms: 1_000,
