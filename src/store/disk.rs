@@ -416,6 +416,10 @@ impl Medium for SimDisk {
         true
     }
 
+    fn has_ballast(&self) -> bool {
+        self.disk().ballast > 0
+    }
+
     fn drop_ballast(&mut self) -> bool {
         std::mem::take(&mut self.disk().ballast) > 0
     }

@@ -26,8 +26,15 @@ use crate::protocol::ids::{JobId, SessionId};
 /// How long a reader waits while the database is closed and opened again.
 const REOPENING_MAX: Duration = Duration::from_secs(2);
 
-/// Asked before every commit; an error has the effect of one from the disk.
-pub(super) type BeforeCommit = Arc<dyn Fn() -> Result<(), StoreError> + Send + Sync>;
+/// Asked before every commit and after it; an error has the effect of one from the disk.
+pub(super) type AroundCommit = Arc<dyn Fn(Moment) -> Result<(), StoreError> + Send + Sync>;
+
+/// When a commit is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    Before,
+    After,
+}
 
 /// The store without a thread.
 pub struct Engine {
@@ -42,7 +49,7 @@ pub struct Engine {
     pending: Option<Pending>,
     /// What committed batches came to beside their writes, until it is taken.
     noted: Noted,
-    pub(super) before_commit: BeforeCommit,
+    pub(super) around_commit: AroundCommit,
 }
 
 /// A batch that met a full disk.
@@ -100,7 +107,7 @@ impl Engine {
             ledger: Ledger::new(options),
             pending: None,
             noted: Noted::default(),
-            before_commit: Arc::new(|| Ok(())),
+            around_commit: Arc::new(|_| Ok(())),
         };
         Ok((engine, recovered))
     }
@@ -169,6 +176,11 @@ impl Engine {
         self.ballast_bytes > 0 && self.medium.make_ballast(self.ballast_bytes)
     }
 
+    /// Whether room is set aside.
+    pub fn has_ballast(&self) -> bool {
+        self.medium.has_ballast()
+    }
+
     /// Gives up the room set aside. Returns whether there was any.
     pub fn drop_ballast(&mut self) -> bool {
         self.medium.drop_ballast()
@@ -219,10 +231,10 @@ impl Engine {
         }
         self.ledger.close_batch(&mut tables, now_ms)?;
         drop(tables);
-        (self.before_commit)()?;
+        (self.around_commit)(Moment::Before)?;
         *unsure = Some(Attempt { number: self.ledger.commit_number(), committed });
         txn.commit()?;
-        Ok(())
+        (self.around_commit)(Moment::After)
     }
 
     /// Keeps a batch that met a full disk; gives back any other error as it is.

@@ -64,6 +64,9 @@ pub trait Medium: Send {
     /// Sets room aside that can be given up later. Returns whether it is there now.
     fn make_ballast(&mut self, bytes: u64) -> bool;
 
+    /// Whether room is set aside.
+    fn has_ballast(&self) -> bool;
+
     /// Gives up the room set aside. Returns whether there was any.
     fn drop_ballast(&mut self) -> bool;
 }
@@ -152,6 +155,10 @@ impl Medium for Directory {
             return remove(&path).is_err();
         }
         true
+    }
+
+    fn has_ballast(&self) -> bool {
+        self.path(BALLAST).exists()
     }
 
     fn drop_ballast(&mut self) -> bool {

@@ -22,6 +22,7 @@ mod error;
 mod inspect;
 mod ledger;
 mod medium;
+mod pressure;
 mod record;
 mod recovery;
 mod tables;
@@ -42,6 +43,7 @@ pub use engine::{Engine, Reader};
 pub use error::StoreError;
 pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use medium::{IoStats, Medium, Space};
+pub use pressure::{Health, Pressure, Watermark, Watermarks};
 pub use record::{
     DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow,
     TerminalRow,
@@ -49,7 +51,7 @@ pub use record::{
 
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::{Audio, ChunkMark};
-use medium::{FILE, Tally};
+use medium::{Directory, Tally};
 use writer::{Hooks, Shared, Writer};
 
 /// How a store behaves.
@@ -73,6 +75,8 @@ pub struct StoreOptions {
     /// Room set aside on the disk, to be given up when it is full so that rows can be deleted, in
     /// bytes; 0 for none.
     pub ballast_bytes: u64,
+    /// How little room on the disk is too little.
+    pub watermarks: Watermarks,
     /// Capacity of the lane of results and deliveries, in writes.
     pub lane_results: usize,
     /// Capacity of the lane of accepted jobs and of sessions, in writes.
@@ -93,6 +97,7 @@ impl Default for StoreOptions {
             dead_letter_retention_ms: DAY_MS,
             dead_letters_max: 10_000,
             ballast_bytes: 64 << 20,
+            watermarks: Watermarks::default(),
             lane_results: 65_536,
             lane_accepts: 32_768,
             lane_housekeeping: 4_096,
@@ -282,6 +287,12 @@ pub struct StoreStats {
     pub bad_rows: u64,
     /// Since the thread last moved, in microseconds; 0 while it has nothing to do.
     pub beat_age_us: u64,
+    /// What the room on the disk asks for.
+    pub pressure: Pressure,
+    /// Whether the thread moves.
+    pub health: Health,
+    /// Free bytes of the disk when they were last looked at; 0 where that cannot be told.
+    pub free_bytes: u64,
     /// Size of the database file.
     pub file_bytes: u64,
     /// What the disk has been asked.
@@ -301,7 +312,13 @@ struct Handle {
     io: Arc<Tally>,
     file: PathBuf,
     /// Only ever touched at shutdown.
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    store: Option<JoinHandle<()>>,
+    watch: Option<JoinHandle<()>>,
 }
 
 impl Store {
@@ -311,27 +328,53 @@ impl Store {
         Self::open_with(dir, options, Hooks::default())
     }
 
+    /// As [`Store::open`], wherever the database lies.
+    pub fn open_on(
+        medium: Box<dyn Medium>,
+        options: StoreOptions,
+    ) -> Result<(Store, Recovered), StoreError> {
+        Self::start(medium, &options, Hooks::default())
+    }
+
     fn open_with(
         dir: &Path,
         options: StoreOptions,
         hooks: Hooks,
     ) -> Result<(Store, Recovered), StoreError> {
-        let (mut engine, recovered) = Engine::open(dir, &options, (hooks.now_ms)())?;
-        engine.before_commit = Arc::clone(&hooks.before_commit);
-        let shared = Arc::new(Shared::new(&options));
+        Self::start(Box::new(Directory::new(dir)), &options, hooks)
+    }
+
+    fn start(
+        medium: Box<dyn Medium>,
+        options: &StoreOptions,
+        hooks: Hooks,
+    ) -> Result<(Store, Recovered), StoreError> {
+        let file = medium.file();
+        let (engine, recovered) = Engine::open_on(medium, options, (hooks.now_ms)())?;
+        let shared = Arc::new(Shared::new(options, hooks.patience));
         shared.bad_rows.store(recovered.bad_rows, Relaxed);
         shared.dead_letters.store(recovered.dead_letters, Relaxed);
-        let (reader, io) = (engine.reader(), engine.io_tally());
-        let file = dir.join(FILE);
-        let writer = Writer { shared: Arc::clone(&shared), engine, hooks };
-        let spawned = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
-        let thread = spawned.map_err(|source| {
-            let (doing, path) = ("start the thread for", file.clone());
-            StoreError::Io { doing, path, source }
-        })?;
+        let (reader, io, fatal) = (engine.reader(), engine.io_tally(), Arc::clone(&hooks.fatal));
+        let writer = Writer::new(&shared, engine, hooks, options);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source| {
+                StoreError::Io { doing: "start a thread for", path: file.clone(), source }
+            })
+        };
+        let thread = spawn("store", Box::new(|| writer.run()))?;
         let named = shared.thread.set(thread.thread().clone());
         assert!(named.is_ok(), "a store has one thread");
-        let handle = Handle { shared, reader, io, file, thread: Mutex::new(Some(thread)) };
+        let watched = Arc::clone(&shared);
+        let watch = move || writer::watch(&watched, fatal.as_ref());
+        let watch = match spawn("store-watch", Box::new(watch)) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::error!(%error, "nobody watches the store's thread");
+                None
+            }
+        };
+        let threads = Mutex::new(Threads { store: Some(thread), watch });
+        let handle = Handle { shared, reader, io, file, threads };
         Ok((Store { handle: Arc::new(handle) }, recovered))
     }
 
@@ -341,10 +384,32 @@ impl Store {
         self.handle.shared.submit(write, done)
     }
 
-    /// Whether the lane of accepts has room: asked before a job is accepted, so that a full lane
-    /// refuses it in time.
+    /// Whether a job may be accepted: its lane has room, the disk has, and the thread moves.
+    /// Asked before a job is accepted, so that it is refused in time; [`Store::pressure`] and
+    /// [`Store::health`] tell why.
     pub fn has_room_for_accepts(&self) -> bool {
         self.handle.shared.has_room_for_accepts()
+    }
+
+    /// Whether a session may be opened; a server that may not is not ready.
+    pub fn takes_sessions(&self) -> bool {
+        self.pressure() < Pressure::NoSessions && self.health() < Health::Late
+    }
+
+    /// What the room on the disk asks for, as of the last look.
+    pub fn pressure(&self) -> Pressure {
+        self.handle.shared.pressure()
+    }
+
+    /// Whether the store's thread moves.
+    pub fn health(&self) -> Health {
+        self.handle.shared.health()
+    }
+
+    /// Has the room on the disk looked at, at most once a second. Never waits. A busy store looks
+    /// by itself.
+    pub fn look_at_disk(&self) {
+        self.handle.shared.look_at_disk();
     }
 
     /// How a job ended, if it has and is not forgotten. Reads the disk.
@@ -403,12 +468,19 @@ impl Store {
 impl Handle {
     fn shutdown(&self) {
         self.shared.stop();
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         // The last clone may live in a callback; a thread cannot wait for its own end.
         let own = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
-        if let Some(thread) = thread.take_if(|thread| !own(thread)) {
+        if let Some(thread) = threads.store.take_if(|thread| !own(thread)) {
             // A thread that panicked has ended the process, or been told by a test not to.
             let _ended = thread.join();
+        }
+        // The watch ends with what it watches.
+        if threads.store.is_none()
+            && let Some(watch) = threads.watch.take()
+        {
+            watch.thread().unpark();
+            let _ended = watch.join();
         }
         self.reader.stop();
     }

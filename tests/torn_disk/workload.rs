@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use utterd::protocol::job::{Cut, JobSpec, Outcome, Pipeline};
+use utterd::protocol::job::{ChunkMark, Cut, JobSpec, Outcome, Pipeline};
 use utterd::protocol::{JobId, Lang, NodeId, SessionId, TurnId};
 use utterd::store::*;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use utterd::protocol::job::Audio;
+use utterd::protocol::job::{Audio, ChunkMark};
 use utterd::protocol::{JobId, SessionId};
 use utterd::store::*;
 

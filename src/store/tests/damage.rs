@@ -218,7 +218,10 @@ fn a_disk_error_at_commit_ends_the_process_before_anyone_is_told() {
     let (mut hooks, ended) = mortal();
     let healthy = Arc::new(AtomicU64::new(1));
     let left = Arc::clone(&healthy);
-    hooks.before_commit = Arc::new(move || {
+    hooks.around_commit = Arc::new(move |moment| {
+        if moment == engine::Moment::After {
+            return Ok(());
+        }
         let source = std::io::Error::from_raw_os_error(5);
         let path = PathBuf::from("disk");
         match left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)) {

@@ -2,6 +2,7 @@
 
 mod damage;
 mod dead_letters;
+mod full;
 mod sessions;
 
 use crate::protocol::job::Outcome;
