@@ -378,6 +378,21 @@ section! {
         dead_letter_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
         /// Dead letters kept; the oldest go first.
         dead_letters_max: u64 = 10_000, "rows", from_to(0, 100_000_000);
+        /// Room set aside on the disk, given up when it is full so that rows can be deleted; 0 for
+        /// none.
+        ballast_bytes: u64 = 67_108_864, "bytes", from_to(0, 16 * GIB);
+        /// Free space below which a warning is given, as a share of the disk...
+        free_warn_percent: u64 = 20, "percent", from_to(0, 100);
+        /// ...or as bytes, whichever is less.
+        free_warn_bytes: u64 = 1_073_741_824, "bytes", from_to(0, 1_024 * GIB);
+        /// Free space below which no new jobs are accepted, as a share of the disk...
+        refuse_jobs_percent: u64 = 10, "percent", from_to(0, 100);
+        /// ...or as bytes, whichever is less.
+        refuse_jobs_bytes: u64 = 268_435_456, "bytes", from_to(0, 1_024 * GIB);
+        /// Free space below which no new sessions are opened, as a share of the disk...
+        refuse_sessions_percent: u64 = 5, "percent", from_to(0, 100);
+        /// ...or as bytes, whichever is less.
+        refuse_sessions_bytes: u64 = 134_217_728, "bytes", from_to(0, 1_024 * GIB);
     }
 }
 

@@ -37,7 +37,7 @@ use crate::config::{Config, DRAIN_MS_MAX};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
-use crate::store::{Recovered, Store, StoreError, StoreOptions};
+use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
 use crate::transport::{House, HttpLimits, serve};
 use control::ControlTask;
@@ -282,6 +282,15 @@ async fn shut(doors: Vec<Door>) {
     }
 }
 
+fn watermarks(config: &crate::config::Store) -> Watermarks {
+    let mark = |percent, bytes| Watermark { percent, bytes };
+    Watermarks {
+        warn: mark(config.free_warn_percent, config.free_warn_bytes),
+        no_jobs: mark(config.refuse_jobs_percent, config.refuse_jobs_bytes),
+        no_sessions: mark(config.refuse_sessions_percent, config.refuse_sessions_bytes),
+    }
+}
+
 fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), StoreError> {
     if !config.store.enabled {
         return Ok((None, None));
@@ -294,6 +303,8 @@ fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), Sto
         outbox_retention_ms: config.store.outbox_retention_ms,
         dead_letter_retention_ms: config.store.dead_letter_retention_ms,
         dead_letters_max: config.store.dead_letters_max,
+        ballast_bytes: config.store.ballast_bytes,
+        watermarks: watermarks(&config.store),
         ..StoreOptions::default()
     };
     let (store, recovered) = Store::open(&config.server.data, options)?;

@@ -10,8 +10,9 @@ use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::StoreError;
 use super::codec::{self, Record};
+use super::medium::FILE;
 use super::record::*;
-use super::recovery::{self, FILE};
+use super::recovery;
 use super::tables::{self, ONLY};
 use crate::protocol::ids::{JobId, SessionId};
 
@@ -44,12 +45,12 @@ pub(super) fn owed(
     let table = txn.open_table(tables::OUTBOX)?;
     let mut rows = Vec::new();
     for entry in table.range((session.0, first)..=(session.0, u64::MAX))? {
+        if rows.len() == limit {
+            break;
+        }
         match codec::decode(entry?.1.value()) {
             Ok(row) => rows.push(row),
             Err(error) => tracing::error!(table = "outbox", %session, %error, "left out a row"),
-        }
-        if rows.len() == limit {
-            break;
         }
     }
     Ok(rows)

@@ -50,7 +50,7 @@ struct Batch {
     settled: usize,
     /// Dead letters made; likewise.
     buried: usize,
-    tally: Tally,
+    noted: Noted,
 }
 
 struct Held {
@@ -58,17 +58,36 @@ struct Held {
     row: ProgressRow,
 }
 
-/// What a transaction came to, beside its writes.
+/// What transactions came to, beside what was asked for.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Tally {
+pub(super) struct Noted {
+    /// Writes.
+    pub(super) writes: u64,
+    /// Rows put.
+    pub(super) rows: u64,
+    /// Bytes of their values.
+    pub(super) bytes: u64,
     /// Rows not believed.
     pub(super) bad_rows: u64,
     /// Frames given up because nobody came for them.
     pub(super) outbox_expired: u64,
     /// Dead letters given up.
     pub(super) dead_letters_expired: u64,
-    /// Dead letters kept.
-    pub(super) dead_letters: u64,
+    /// Dead letters kept; none where nothing was committed.
+    pub(super) dead_letters: Option<u64>,
+}
+
+impl Noted {
+    /// Takes in what a later transaction came to.
+    pub(super) fn add(&mut self, later: Noted) {
+        self.writes += later.writes;
+        self.rows += later.rows;
+        self.bytes += later.bytes;
+        self.bad_rows += later.bad_rows;
+        self.outbox_expired += later.outbox_expired;
+        self.dead_letters_expired += later.dead_letters_expired;
+        self.dead_letters = later.dead_letters.or(self.dead_letters);
+    }
 }
 
 /// A job that ended before its acceptance arrived.
@@ -181,21 +200,28 @@ impl Ledger {
         let came = before_ms(self.dead_letter_retention_ms);
         let rows = rows + self.batch.buried;
         let expired = repeat(rows, || tables.prune_dead_letter(came, self.dead_letters_max))?;
-        self.batch.tally.dead_letters_expired += expired;
-        self.batch.tally.dead_letters = tables.dead_letters_len()?;
+        self.batch.noted.dead_letters_expired += expired;
+        self.batch.noted.dead_letters = Some(tables.dead_letters_len()?);
         self.batch.counters.commits += 1;
-        tables.put_counters(&self.batch.counters)
+        tables.put_counters(&self.batch.counters)?;
+        (self.batch.noted.rows, self.batch.noted.bytes) = (tables.rows_put, tables.bytes_put);
+        Ok(())
+    }
+
+    /// The transaction's number: whether it is stored tells whether it happened.
+    pub(super) fn commit_number(&self) -> u64 {
+        self.batch.counters.commits
     }
 
     /// The transaction has happened: what it changed in memory counts from now on.
-    pub(super) fn committed(&mut self) -> Tally {
+    pub(super) fn committed(&mut self) -> Noted {
         for (id, end) in self.batch.early_ends.drain() {
             match end {
                 Some(end) => self.early_ends.insert(id, end),
                 None => self.early_ends.remove(id),
             }
         }
-        std::mem::take(&mut self.batch.tally)
+        std::mem::take(&mut self.batch.noted)
     }
 
     /// The first end of a job wins; another changes nothing and is owed nothing.
@@ -251,7 +277,7 @@ impl Ledger {
         let job_row = row.as_deref().and_then(|value| match codec::decode::<JobRow>(value) {
             Ok(row) => Some(row),
             Err(error) => {
-                self.batch.tally.bad_rows += 1;
+                self.batch.noted.bad_rows += 1;
                 tracing::error!(job = %of.id, %error, "a job cannot be kept as a dead letter");
                 None
             }
@@ -325,7 +351,7 @@ impl Ledger {
             return (row, None);
         }
         let Some(sealed) = codec::encode_audio(audio) else {
-            self.batch.tally.bad_rows += 1;
+            self.batch.noted.bad_rows += 1;
             tracing::warn!(job = %row.id, "audio is not base64; job kept without it");
             return (row, None);
         };
@@ -390,7 +416,7 @@ impl Ledger {
         now_ms: u64,
     ) -> Result<(usize, bool), StoreError> {
         let taken = tables.take_owed(session, through_seq, limit)?;
-        self.batch.tally.bad_rows += taken.bad;
+        self.batch.noted.bad_rows += taken.bad;
         let count = taken.rows.len() + taken.bad as usize;
         for row in taken.rows {
             let (code, message) = tables.last_words(row.job.0)?;
@@ -453,7 +479,7 @@ impl Ledger {
         {
             let (count, all) =
                 self.forfeit(tables, session, (u64::MAX, left), "unclaimed", now_ms)?;
-            self.batch.tally.outbox_expired += count as u64;
+            self.batch.noted.outbox_expired += count as u64;
             left = left.saturating_sub(count.max(1));
             if all {
                 tables.idle_times.remove((since, session))?;
@@ -484,7 +510,7 @@ impl Batch {
             early_ends: HashMap::new(),
             settled: 0,
             buried: 0,
-            tally: Tally::default(),
+            noted: Noted::default(),
         }
     }
 }

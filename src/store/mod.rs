@@ -16,8 +16,13 @@
 //! ```
 
 mod codec;
+mod disk;
+mod engine;
+mod error;
 mod inspect;
 mod ledger;
+mod medium;
+mod pressure;
 mod record;
 mod recovery;
 mod tables;
@@ -30,12 +35,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase};
 
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
+pub use disk::{DiskOps, SimDisk};
+pub use engine::{Engine, Reader};
+pub use error::StoreError;
 pub use inspect::{JobView, ReadOnly, open_read_only};
+pub use medium::{IoStats, Medium, Space};
+pub use pressure::{Health, Pressure, Watermark, Watermarks};
 pub use record::{
     DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow,
     TerminalRow,
@@ -43,7 +51,7 @@ pub use record::{
 
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::{Audio, ChunkMark};
-use ledger::Ledger;
+use medium::{Directory, Tally};
 use writer::{Hooks, Shared, Writer};
 
 /// How a store behaves.
@@ -64,6 +72,11 @@ pub struct StoreOptions {
     pub dead_letter_retention_ms: u64,
     /// How many dead letters are kept; the oldest go first.
     pub dead_letters_max: u64,
+    /// Room set aside on the disk, to be given up when it is full so that rows can be deleted, in
+    /// bytes; 0 for none.
+    pub ballast_bytes: u64,
+    /// How little room on the disk is too little.
+    pub watermarks: Watermarks,
     /// Capacity of the lane of results and deliveries, in writes.
     pub lane_results: usize,
     /// Capacity of the lane of accepted jobs and of sessions, in writes.
@@ -83,6 +96,8 @@ impl Default for StoreOptions {
             outbox_retention_ms: 120_000,
             dead_letter_retention_ms: DAY_MS,
             dead_letters_max: 10_000,
+            ballast_bytes: 64 << 20,
+            watermarks: Watermarks::default(),
             lane_results: 65_536,
             lane_accepts: 32_768,
             lane_housekeeping: 4_096,
@@ -272,105 +287,17 @@ pub struct StoreStats {
     pub bad_rows: u64,
     /// Since the thread last moved, in microseconds; 0 while it has nothing to do.
     pub beat_age_us: u64,
+    /// What the room on the disk asks for.
+    pub pressure: Pressure,
+    /// Whether the thread moves.
+    pub health: Health,
+    /// Free bytes of the disk when they were last looked at; 0 where that cannot be told.
+    pub free_bytes: u64,
     /// Size of the database file.
     pub file_bytes: u64,
+    /// What the disk has been asked.
+    pub io: IoStats,
 }
-
-/// Why the store could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process, or another `Store`, has it.
-    #[error("{} is in use: another utterd has it open; stop that one, or ask it", file.display())]
-    Locked {
-        /// The file that is locked.
-        file: PathBuf,
-    },
-    /// There has been a database and it is gone.
-    #[error(
-        "{} is missing, but {} says that there was one. Starting empty would lose accepted work, \
-         so utterd does not do it by itself.{}", file.display(), marker.display(), ways_out(file)
-    )]
-    Missing {
-        /// The database.
-        file: PathBuf,
-        /// The evidence.
-        marker: PathBuf,
-    },
-    /// The file is not a database that can be read.
-    #[error("{} is damaged ({detail}).{}", file.display(), ways_out(file))]
-    Corrupt {
-        /// The database.
-        file: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// A newer or older release made it.
-    #[error("{} belongs to another release of utterd: {detail}. Use that one.", file.display())]
-    OtherRelease {
-        /// The database.
-        file: PathBuf,
-        /// What is unknown.
-        detail: String,
-    },
-    /// Only for reading without a server: there is no database.
-    #[error("{} does not exist", file.display())]
-    Absent {
-        /// The database.
-        file: PathBuf,
-    },
-    /// Only for reading without a server: the file needs a repair that would write to it.
-    #[error("{} was not closed properly; start utterd once to repair it", file.display())]
-    Unclean {
-        /// The database.
-        file: PathBuf,
-    },
-    /// One row is not what was written.
-    #[error("a row of table {table} cannot be read: {error}")]
-    BadRow {
-        /// Where.
-        table: &'static str,
-        /// Why.
-        error: CodecError,
-    },
-    /// The operating system refused.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The refusal.
-        source: std::io::Error,
-    },
-    /// The database engine failed.
-    #[error("database: {0}")]
-    Engine(redb::Error),
-    /// The store has been shut down.
-    #[error("the store has been shut down")]
-    Stopped,
-}
-
-/// What an operator can do when the database cannot be used.
-fn ways_out(file: &Path) -> String {
-    let dir = file.parent().unwrap_or(file);
-    format!(
-        "\nEither\n  - restore a backup of {}, or\n  - move the directory {} aside and start \
-         again: utterd then starts empty, and what was accepted and not delivered is lost.",
-        file.display(),
-        dir.display()
-    )
-}
-
-macro_rules! from_engine {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                StoreError::Engine(error.into())
-            }
-        })*
-    };
-}
-from_engine!(StorageError, TableError, TransactionError, CommitError, SetDurabilityError);
 
 /// The store. Clones are the same store; the last one to go shuts it down.
 #[derive(Clone)]
@@ -380,11 +307,18 @@ pub struct Store {
 
 struct Handle {
     shared: Arc<Shared>,
-    /// For reading; gone after the shutdown, which lets the file go.
-    db: ArcSwapOption<Database>,
+    /// For reading; of no use after the shutdown, which lets the file go.
+    reader: Reader,
+    io: Arc<Tally>,
     file: PathBuf,
     /// Only ever touched at shutdown.
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    store: Option<JoinHandle<()>>,
+    watch: Option<JoinHandle<()>>,
 }
 
 impl Store {
@@ -394,32 +328,53 @@ impl Store {
         Self::open_with(dir, options, Hooks::default())
     }
 
+    /// As [`Store::open`], wherever the database lies.
+    pub fn open_on(
+        medium: Box<dyn Medium>,
+        options: StoreOptions,
+    ) -> Result<(Store, Recovered), StoreError> {
+        Self::start(medium, &options, Hooks::default())
+    }
+
     fn open_with(
         dir: &Path,
         options: StoreOptions,
         hooks: Hooks,
     ) -> Result<(Store, Recovered), StoreError> {
-        let now_ms = (hooks.now_ms)();
-        let db = Arc::new(recovery::open(dir, options.cache_bytes, now_ms)?);
-        let recovered = recovery::recover(Arc::clone(&db), dir, now_ms)?;
-        let shared = Arc::new(Shared::new(&options));
+        Self::start(Box::new(Directory::new(dir)), &options, hooks)
+    }
+
+    fn start(
+        medium: Box<dyn Medium>,
+        options: &StoreOptions,
+        hooks: Hooks,
+    ) -> Result<(Store, Recovered), StoreError> {
+        let file = medium.file();
+        let (engine, recovered) = Engine::open_on(medium, options, (hooks.now_ms)())?;
+        let shared = Arc::new(Shared::new(options, hooks.patience));
         shared.bad_rows.store(recovered.bad_rows, Relaxed);
         shared.dead_letters.store(recovered.dead_letters, Relaxed);
-        let ledger = Ledger::new(&options);
-        let writer = Writer { shared: Arc::clone(&shared), db: Arc::clone(&db), hooks, ledger };
-        let spawned = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
-        let thread = spawned.map_err(|source| {
-            let path = dir.join(recovery::FILE);
-            StoreError::Io { doing: "start the thread for", path, source }
-        })?;
+        let (reader, io, fatal) = (engine.reader(), engine.io_tally(), Arc::clone(&hooks.fatal));
+        let writer = Writer::new(&shared, engine, hooks, options);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source| {
+                StoreError::Io { doing: "start a thread for", path: file.clone(), source }
+            })
+        };
+        let thread = spawn("store", Box::new(|| writer.run()))?;
         let named = shared.thread.set(thread.thread().clone());
         assert!(named.is_ok(), "a store has one thread");
-        let handle = Handle {
-            shared,
-            db: ArcSwapOption::new(Some(db)),
-            file: dir.join(recovery::FILE),
-            thread: Mutex::new(Some(thread)),
+        let watched = Arc::clone(&shared);
+        let watch = move || writer::watch(&watched, fatal.as_ref());
+        let watch = match spawn("store-watch", Box::new(watch)) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                tracing::error!(%error, "nobody watches the store's thread");
+                None
+            }
         };
+        let threads = Mutex::new(Threads { store: Some(thread), watch });
+        let handle = Handle { shared, reader, io, file, threads };
         Ok((Store { handle: Arc::new(handle) }, recovered))
     }
 
@@ -429,15 +384,37 @@ impl Store {
         self.handle.shared.submit(write, done)
     }
 
-    /// Whether the lane of accepts has room: asked before a job is accepted, so that a full lane
-    /// refuses it in time.
+    /// Whether a job may be accepted: its lane has room, the disk has, and the thread moves.
+    /// Asked before a job is accepted, so that it is refused in time; [`Store::pressure`] and
+    /// [`Store::health`] tell why.
     pub fn has_room_for_accepts(&self) -> bool {
         self.handle.shared.has_room_for_accepts()
     }
 
+    /// Whether a session may be opened; a server that may not is not ready.
+    pub fn takes_sessions(&self) -> bool {
+        self.pressure() < Pressure::NoSessions && self.health() < Health::Late
+    }
+
+    /// What the room on the disk asks for, as of the last look.
+    pub fn pressure(&self) -> Pressure {
+        self.handle.shared.pressure()
+    }
+
+    /// Whether the store's thread moves.
+    pub fn health(&self) -> Health {
+        self.handle.shared.health()
+    }
+
+    /// Has the room on the disk looked at, at most once a second. Never waits. A busy store looks
+    /// by itself.
+    pub fn look_at_disk(&self) {
+        self.handle.shared.look_at_disk();
+    }
+
     /// How a job ended, if it has and is not forgotten. Reads the disk.
     pub fn terminal(&self, id: JobId) -> Result<Option<TerminalRow>, StoreError> {
-        inspect::row(&self.db()?.begin_read()?, tables::TERMINALS, "terminals", id.0)
+        self.handle.reader.terminal(id)
     }
 
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
@@ -448,7 +425,7 @@ impl Store {
         after_seq: u64,
         limit: usize,
     ) -> Result<Vec<OutboxRow>, StoreError> {
-        inspect::owed(&self.db()?.begin_read()?, session, after_seq, limit)
+        self.handle.reader.outbox(session, after_seq, limit)
     }
 
     /// Dead letters with ids above `after_id`, in order, at most `limit`; those that cannot be
@@ -458,7 +435,7 @@ impl Store {
         after_id: u64,
         limit: usize,
     ) -> Result<Vec<DeadLetterRow>, StoreError> {
-        inspect::dead_letters(&self.db()?.begin_read()?, after_id, limit)
+        self.handle.reader.dead_letters(after_id, limit)
     }
 
     /// A dead letter with the audio of its job, if audio is kept with it. Reads the disk.
@@ -466,13 +443,13 @@ impl Store {
         &self,
         id: u64,
     ) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
-        inspect::dead_letter(&self.db()?.begin_read()?, id)
+        self.handle.reader.dead_letter(id)
     }
 
     /// What the store is doing.
     pub fn stats(&self) -> StoreStats {
         let file_bytes = std::fs::metadata(&self.handle.file).map_or(0, |file| file.len());
-        StoreStats { file_bytes, ..self.handle.shared.stats() }
+        StoreStats { file_bytes, io: self.handle.io.stats(), ..self.handle.shared.stats() }
     }
 
     /// Makes every write that was taken durable, ends the thread and closes the file. Blocks; the
@@ -481,22 +458,31 @@ impl Store {
         self.handle.shutdown();
     }
 
-    fn db(&self) -> Result<Arc<Database>, StoreError> {
-        self.handle.db.load_full().ok_or(StoreError::Stopped)
+    /// For the tests that look beneath.
+    #[cfg(test)]
+    fn db(&self) -> Result<Arc<redb::Database>, StoreError> {
+        self.handle.reader.db()
     }
 }
 
 impl Handle {
     fn shutdown(&self) {
         self.shared.stop();
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         // The last clone may live in a callback; a thread cannot wait for its own end.
         let own = |thread: &JoinHandle<()>| thread.thread().id() == std::thread::current().id();
-        if let Some(thread) = thread.take_if(|thread| !own(thread)) {
+        if let Some(thread) = threads.store.take_if(|thread| !own(thread)) {
             // A thread that panicked has ended the process, or been told by a test not to.
             let _ended = thread.join();
         }
-        self.db.store(None);
+        // The watch ends with what it watches.
+        if threads.store.is_none()
+            && let Some(watch) = threads.watch.take()
+        {
+            watch.thread().unpark();
+            let _ended = watch.join();
+        }
+        self.reader.stop();
     }
 }
 

@@ -5,7 +5,6 @@
 //! that fails its checksum is interpreted. A bad row is moved to `quarantine` as it is, counted,
 //! and ends its job. What recovered jobs are worth, and when to run them, is decided elsewhere.
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,71 +13,62 @@ use std::sync::Arc;
 use bytes::Bytes;
 use foldhash::{HashMap, HashSet};
 use redb::{Builder, Database, DatabaseError, Key, ReadTransaction, ReadableDatabase};
-use redb::{ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
+use redb::{ReadableTable, ReadableTableMetadata, StorageBackend, StorageError, TableDefinition};
 
 use super::codec::{self, CodecError, Record};
 use super::ledger::{FIRST_SEQ, put_progress};
+use super::medium::{FILE, Medium, Tally, Watched};
 use super::record::*;
 use super::tables::{self, COUNTERS, ONLY, Tables};
 use super::{AudioLost, Recovered, RecoveredJob, RecoveredSession, StoreError};
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Outcome;
 
-/// The database.
-pub(super) const FILE: &str = "utterd.redb";
-/// The database while it is being made.
-const FILE_NEW: &str = "utterd.redb.new";
-/// Says that there has been a database here.
-pub(super) const MARKER: &str = "utterd.initialised";
-/// Held for the length of `open`, so that two first starts do not make two databases.
-const LOCK: &str = "utterd.lock";
 /// Layout of the tables.
 const FORMAT: u32 = 2;
 
-/// Opens the directory's database, making one where there has never been one.
-pub(super) fn open(dir: &Path, cache_bytes: usize, now_ms: u64) -> Result<Database, StoreError> {
-    std::fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let _lock = lock_directory(dir)?;
-    let (path, marker) = (dir.join(FILE), dir.join(MARKER));
-    let exists = |path: &Path| path.try_exists().map_err(io_error("look for", path));
-    if !exists(&path)? {
-        if exists(&marker)? {
-            return Err(StoreError::Missing { file: path, marker });
+/// Opens a medium's database, making one where there has never been one.
+pub(super) fn open(
+    medium: &mut dyn Medium,
+    io: &Arc<Tally>,
+    cache_bytes: usize,
+    now_ms: u64,
+) -> Result<Database, StoreError> {
+    let file = medium.file();
+    let found = match medium.find()? {
+        Some(found) => found,
+        None => {
+            create(medium, io, now_ms)?;
+            medium.find()?.ok_or_else(|| corrupt(&file, "it vanished while it was made"))?
         }
-        create(dir, &path, now_ms)?;
+    };
+    // The engine would make a database of an empty file.
+    if found.len().map_err(|error| open_error(&file)(error.into()))? == 0 {
+        return Err(corrupt(&file, "it is empty"));
     }
-    let opened = catch_unwind(|| Builder::new().set_cache_size(cache_bytes).open(&path));
-    let db = opened.unwrap_or_else(|_| Err(panicked().into())).map_err(open_error(&path))?;
-    // After the open: the marker then also stands beside a database that came from a backup, or
-    // whose making was cut short before this line.
-    if !exists(&marker)? {
-        let made = File::create(&marker).and_then(|file| file.sync_all());
-        made.map_err(io_error("write", &marker))?;
-        sync_directory(dir)?;
-    }
+    let db = open_backend(found, io, cache_bytes, &file)?;
+    medium.opened()?;
     Ok(db)
 }
 
-fn lock_directory(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(LOCK);
-    let file = File::create(&path).map_err(io_error("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { file: path }),
-        Err(TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
-    }
+fn open_backend(
+    inner: Box<dyn StorageBackend>,
+    io: &Arc<Tally>,
+    cache_bytes: usize,
+    file: &Path,
+) -> Result<Database, StoreError> {
+    let watched = Watched { inner, tally: Arc::clone(io) };
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes);
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(watched)));
+    opened.unwrap_or_else(|_| Err(panicked().into())).map_err(open_error(file))
 }
 
 /// Makes an empty database under another name and moves it into place when it is whole: a crash
 /// while the engine writes its first pages leaves a file that it cannot open again.
-fn create(dir: &Path, path: &Path, now_ms: u64) -> Result<(), StoreError> {
-    let new = dir.join(FILE_NEW);
-    match std::fs::remove_file(&new) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io_error("remove", &new)(error)),
-    }
-    let db = Builder::new().create(&new).map_err(open_error(&new))?;
+fn create(medium: &mut dyn Medium, io: &Arc<Tally>, now_ms: u64) -> Result<(), StoreError> {
+    let made = medium.make()?;
+    let db = open_backend(made, io, 1 << 20, &medium.file())?;
     let mut txn = db.begin_write()?;
     txn.set_quick_repair(true);
     let mut all = Tables::open(&txn)?;
@@ -88,17 +78,7 @@ fn create(dir: &Path, path: &Path, now_ms: u64) -> Result<(), StoreError> {
     drop(all);
     txn.commit()?;
     drop(db);
-    File::open(&new).and_then(|file| file.sync_all()).map_err(io_error("sync", &new))?;
-    std::fs::rename(&new, path).map_err(io_error("rename", &new))?;
-    sync_directory(dir)
-}
-
-fn sync_directory(dir: &Path) -> Result<(), StoreError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))
-}
-
-fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
-    move |source| StoreError::Io { doing, path: path.to_owned(), source }
+    medium.publish()
 }
 
 /// What the engine said about a file, in the operator's terms.
@@ -129,26 +109,29 @@ pub(super) fn panicked() -> StorageError {
 /// Reads everything back, then counts this start and puts aside what cannot be believed.
 ///
 /// Reading comes first, so that a database that is refused has not been written to.
-pub(super) fn recover(db: Arc<Database>, dir: &Path, now_ms: u64) -> Result<Recovered, StoreError> {
-    let file = dir.join(FILE);
+pub(super) fn recover(
+    db: Arc<Database>,
+    file: &Path,
+    now_ms: u64,
+) -> Result<(Arc<Database>, Recovered), StoreError> {
     let whole = || -> Result<(u32, Scan), StoreError> {
         let txn = db.begin_read()?;
-        let meta = believed_meta(&txn, &file)?;
+        let meta = believed_meta(&txn, file)?;
         let scan = Scan::read(&txn, now_ms)?;
         drop(txn);
-        Ok((scan.put_aside(&db, &file, meta, now_ms)?, scan))
+        Ok((scan.put_aside(&db, file, meta, now_ms)?, scan))
     };
     let (boot_epoch, scan) = match catch_unwind(AssertUnwindSafe(whole)) {
-        Ok(recovered) => recovered.map_err(|error| recovery_error(error, &file))?,
+        Ok(recovered) => recovered.map_err(|error| recovery_error(error, file))?,
         Err(_) => {
             // Closing writes, and what the engine now believes of the file is not to be written.
             std::mem::forget(db);
-            return Err(corrupt(&file, panicked()));
+            return Err(corrupt(file, panicked()));
         }
     };
     let mut jobs = scan.jobs;
     jobs.sort_by_key(|job| (job.row.accepted_unix_ms, job.row.spec.utterance_index, job.row.id));
-    Ok(Recovered {
+    let recovered = Recovered {
         boot_epoch,
         jobs,
         sessions: scan.sessions,
@@ -158,7 +141,8 @@ pub(super) fn recover(db: Arc<Database>, dir: &Path, now_ms: u64) -> Result<Reco
         outbox_rows: scan.outbox_rows,
         dead_letters: scan.dead_letters,
         bad_rows: scan.bad.len() as u64,
-    })
+    };
+    Ok((db, recovered))
 }
 
 /// Damage that shows in the middle of the file is the same to an operator as at its beginning.

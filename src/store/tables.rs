@@ -1,7 +1,8 @@
 //! Where rows are kept: the database's tables, and the moves that keep a table and its index by
 //! time in step. Knows redb; knows nothing of threads, lanes or recovery.
 
-use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTransaction};
+use redb::WriteTransaction;
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
 
 use super::StoreError;
 use super::codec::{self, Record};
@@ -288,10 +289,7 @@ impl<'t> Tables<'t> {
 
     /// The numbers that go on through every start.
     pub(super) fn counters(&self) -> Result<CountersRow, StoreError> {
-        let stored = self.meta.get(COUNTERS)?;
-        let row = stored.map(|value| codec::decode::<CountersRow>(value.value())).transpose();
-        let row = row.map_err(|error| StoreError::BadRow { table: "meta", error })?;
-        Ok(row.unwrap_or(CountersRow { commits: 0, next_dead_letter: 1 }))
+        counters_in(&self.meta)
     }
 
     /// Puts them.
@@ -300,6 +298,18 @@ impl<'t> Tables<'t> {
         self.meta.insert(COUNTERS, value.as_slice())?;
         Ok(())
     }
+}
+
+/// The counters as they are stored.
+pub(super) fn stored_counters(txn: &ReadTransaction) -> Result<CountersRow, StoreError> {
+    counters_in(&txn.open_table(META)?)
+}
+
+fn counters_in(meta: &impl ReadableTable<u8, &'static [u8]>) -> Result<CountersRow, StoreError> {
+    let stored = meta.get(COUNTERS)?;
+    let row = stored.map(|value| codec::decode::<CountersRow>(value.value())).transpose();
+    let row = row.map_err(|error| StoreError::BadRow { table: "meta", error })?;
+    Ok(row.unwrap_or(CountersRow { commits: 0, next_dead_letter: 1 }))
 }
 
 /// Frames taken out of what is owed.

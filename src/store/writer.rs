@@ -8,38 +8,48 @@
 //! knows the effect of a write on the tables and nothing of why a job ended.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use redb::{Database, Durability};
 
-use super::ledger::Ledger;
-use super::tables::Tables;
+use super::engine::{AroundCommit, Engine};
+use super::ledger::Noted;
+use super::medium::{IoStats, Space};
+use super::pressure::{Health, Patience, Pressure, Watermarks};
 use super::{Committed, Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
 
 /// Most writes in one transaction.
 const BATCH_ROWS_MAX: usize = 4_096;
 /// A batch is closed by the write that takes it to this many bytes.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// How often the room on the disk is looked at, at most; and how often a full disk is tried again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the thread takes from the world beside the disk; tests put their own in.
 #[derive(Clone)]
 pub(super) struct Hooks {
     /// Unix time in milliseconds.
     pub(super) now_ms: fn() -> u64,
-    /// Asked before every commit; an error has the effect of one from the disk.
-    pub(super) before_commit: Arc<dyn Fn() -> Result<(), StoreError> + Send + Sync>,
+    /// Asked around every commit; an error has the effect of one from the disk.
+    pub(super) around_commit: AroundCommit,
+    /// How long the thread may be without moving.
+    pub(super) patience: Patience,
     /// Ends the process. Where it returns, as in tests, the thread ends without another write.
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { now_ms: unix_ms, before_commit: Arc::new(|| Ok(())), fatal: Arc::new(stop_process) }
+        Self {
+            now_ms: unix_ms,
+            around_commit: Arc::new(|_| Ok(())),
+            patience: Patience::default(),
+            fatal: Arc::new(stop_process),
+        }
     }
 }
 
@@ -70,8 +80,17 @@ pub(super) struct Shared {
     submitting: AtomicUsize,
     /// No more writes are taken. Set once, by `stop` or by the thread when it ends.
     stopping: AtomicBool,
+    /// The thread has ended; there is nothing to watch any more.
+    ended: AtomicBool,
     /// The thread is parked or about to be. Set by it; cleared by whoever wakes it.
     sleeping: AtomicBool,
+    /// The room on the disk is to be looked at. Set by anyone; cleared by the thread.
+    look: AtomicBool,
+    /// [`Pressure`], as a number; the thread's to set.
+    pressure: AtomicU8,
+    /// Free bytes when they were last looked at.
+    free_bytes: AtomicU64,
+    patience: Patience,
     /// Whom to wake; set before the first submitter can exist.
     pub(super) thread: OnceLock<Thread>,
     /// Zero of `beat_us`.
@@ -111,16 +130,46 @@ impl Shared {
     /// Whether a write to the lane of accepts would be taken now.
     pub(super) fn has_room_for_accepts(&self) -> bool {
         !self.accepts.is_full()
+            && self.pressure() < Pressure::NoJobs
+            && self.health() < Health::Stuck
     }
 
-    pub(super) fn new(options: &StoreOptions) -> Self {
+    /// What the room on the disk asks for.
+    pub(super) fn pressure(&self) -> Pressure {
+        Pressure::ALL[usize::from(self.pressure.load(Relaxed))]
+    }
+
+    /// Whether the thread moves.
+    pub(super) fn health(&self) -> Health {
+        self.patience.health(self.silent())
+    }
+
+    /// How long the thread has not moved; one with nothing to do is not late.
+    fn silent(&self) -> Duration {
+        let idle = self.sleeping.load(Acquire) && self.queued() == 0;
+        let since = self.now_us().saturating_sub(self.beat_us.load(Relaxed));
+        if idle { Duration::ZERO } else { Duration::from_micros(since) }
+    }
+
+    /// Has the thread look at the room on the disk soon.
+    pub(super) fn look_at_disk(&self) {
+        self.look.store(true, SeqCst);
+        self.wake();
+    }
+
+    pub(super) fn new(options: &StoreOptions, patience: Patience) -> Self {
         Self {
             results: ArrayQueue::new(options.lane_results.max(1)),
             accepts: ArrayQueue::new(options.lane_accepts.max(1)),
             housekeeping: ArrayQueue::new(options.lane_housekeeping.max(1)),
             submitting: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
+            look: AtomicBool::new(false),
+            pressure: AtomicU8::new(Pressure::None as u8),
+            free_bytes: AtomicU64::new(0),
+            patience,
             thread: OnceLock::new(),
             born: Instant::now(),
             beat_us: AtomicU64::new(0),
@@ -145,6 +194,10 @@ impl Shared {
         if self.stopping.load(SeqCst) {
             return Err(Refused { write, done, why: Why::Stopped });
         }
+        // What is accepted while nothing becomes durable would be a promise without a ground.
+        if matches!(write, Write::AcceptJob { .. }) && self.pressure() == Pressure::Full {
+            return Err(Refused { write, done, why: Why::Full });
+        }
         let lane = match &write {
             Write::SettleJob { .. } | Write::Delivered { .. } | Write::Forfeit { .. } => {
                 &self.results
@@ -165,6 +218,10 @@ impl Shared {
     pub(super) fn stop(&self) {
         self.stopping.store(true, SeqCst);
         self.wake();
+        // It may wait for room on the disk, which is no sleep.
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
     }
 
     /// Wakes the thread if it sleeps; of many callers at most one pays for it.
@@ -187,7 +244,7 @@ impl Shared {
     fn rest(&self) {
         self.sleeping.store(true, Relaxed);
         fence(SeqCst);
-        if self.queued() == 0 && !self.stopping.load(SeqCst) {
+        if self.queued() == 0 && !self.stopping.load(SeqCst) && !self.look.load(SeqCst) {
             // Parking may return for no reason; the flag says whether there was one.
             while self.sleeping.load(Relaxed) {
                 std::thread::park();
@@ -210,15 +267,30 @@ impl Shared {
         u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// The thread has moved.
+    fn beat(&self) {
+        self.beat_us.store(self.now_us(), Relaxed);
+    }
+
+    /// Takes the figures of what was committed into account.
+    fn note(&self, noted: &Noted, took_us: u64) {
+        self.commits.fetch_add(1, Relaxed);
+        self.rows_written.fetch_add(noted.rows, Relaxed);
+        self.bytes_written.fetch_add(noted.bytes, Relaxed);
+        self.last_commit_us.store(took_us, Relaxed);
+        self.last_batch_rows.store(noted.writes, Release);
+        self.bad_rows.fetch_add(noted.bad_rows, Relaxed);
+        self.outbox_expired.fetch_add(noted.outbox_expired, Relaxed);
+        self.dead_letters_expired.fetch_add(noted.dead_letters_expired, Relaxed);
+        if let Some(kept) = noted.dead_letters {
+            self.dead_letters.store(kept, Relaxed);
+        }
+    }
+
     /// The figures, but for the size of the file.
     pub(super) fn stats(&self) -> StoreStats {
         let queued = [self.results.len(), self.accepts.len(), self.housekeeping.len()];
-        // A thread that rests with nothing to do is not late.
-        let idle = self.sleeping.load(Acquire) && queued == [0; 3];
-        let beat_age_us = match idle {
-            true => 0,
-            false => self.now_us().saturating_sub(self.beat_us.load(Relaxed)),
-        };
+        let beat_age_us = u64::try_from(self.silent().as_micros()).unwrap_or(u64::MAX);
         StoreStats {
             queued_results: queued[0],
             queued_accepts: queued[1],
@@ -233,7 +305,11 @@ impl Shared {
             dead_letters_expired: self.dead_letters_expired.load(Relaxed),
             bad_rows: self.bad_rows.load(Relaxed),
             beat_age_us,
+            pressure: self.pressure(),
+            health: self.health(),
+            free_bytes: self.free_bytes.load(Relaxed),
             file_bytes: 0,
+            io: IoStats::default(),
         }
     }
 }
@@ -247,6 +323,7 @@ struct FailStop {
 impl Drop for FailStop {
     fn drop(&mut self) {
         self.shared.stopping.store(true, SeqCst);
+        self.shared.ended.store(true, SeqCst);
         if std::thread::panicking() {
             (self.fatal)("panic in the store's thread");
         }
@@ -255,26 +332,56 @@ impl Drop for FailStop {
 
 /// The thread's own state.
 pub(super) struct Writer {
-    pub(super) shared: Arc<Shared>,
-    pub(super) db: Arc<Database>,
-    pub(super) hooks: Hooks,
-    pub(super) ledger: Ledger,
+    shared: Arc<Shared>,
+    engine: Engine,
+    hooks: Hooks,
+    watermarks: Watermarks,
+    ballast_bytes: u64,
+    looked: Instant,
 }
 
 impl Writer {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        mut engine: Engine,
+        hooks: Hooks,
+        options: &StoreOptions,
+    ) -> Self {
+        engine.around_commit = Arc::clone(&hooks.around_commit);
+        let mut writer = Self {
+            shared: Arc::clone(shared),
+            engine,
+            hooks,
+            watermarks: options.watermarks,
+            ballast_bytes: options.ballast_bytes,
+            looked: Instant::now(),
+        };
+        writer.look();
+        writer
+    }
+
     /// Makes writes durable until told to stop and nothing is left.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let _fail_stop =
             FailStop { shared: Arc::clone(&shared), fatal: Arc::clone(&self.hooks.fatal) };
-        let mut batch = Vec::new();
         loop {
-            shared.beat_us.store(shared.now_us(), Relaxed);
-            fill(&shared, &mut batch);
-            if !batch.is_empty() {
-                if let Err(error) = self.commit(&mut batch) {
-                    (self.hooks.fatal)(&error.to_string());
-                    return;
+            shared.beat();
+            // Whoever asks more often than there is something to see is not answered.
+            shared.look.store(false, SeqCst);
+            if self.looked.elapsed() >= LOOK_EVERY {
+                self.look();
+            }
+            let batch = Batch::fill(&shared);
+            if !batch.writes.is_empty() {
+                match self.commit(batch) {
+                    Ok(()) => {}
+                    Err(StoreError::Full { file }) => {
+                        let file = file.display();
+                        tracing::error!(%file, "stopped on a full disk; what waited is lost");
+                        return;
+                    }
+                    Err(error) => return (self.hooks.fatal)(&error.to_string()),
                 }
             } else if shared.finished() {
                 return;
@@ -288,55 +395,106 @@ impl Writer {
     }
 
     /// One transaction: all of the batch or none of it, then the callbacks.
-    fn commit(&mut self, batch: &mut Vec<Entry>) -> Result<(), StoreError> {
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
         let began = Instant::now();
-        let batch_rows = batch.len() as u64;
         let now_ms = (self.hooks.now_ms)();
-        let mut owed: Vec<(Done, Committed)> = Vec::new();
-        let mut txn = self.db.begin_write()?;
-        txn.set_durability(Durability::Immediate)?;
-        // Two-phase and with the allocator saved: reopening after a kill takes milliseconds,
-        // whatever the size of the file.
-        txn.set_quick_repair(true);
-        let mut tables = Tables::open(&txn)?;
-        self.ledger.begin(&tables)?;
-        for Entry { write, done } in batch.drain(..) {
-            let committed = self.ledger.apply(&mut tables, &write, now_ms)?;
-            owed.extend(done.map(|done| (done, committed)));
-        }
-        self.ledger.close_batch(&mut tables, now_ms)?;
-        let (rows, bytes) = (tables.rows_put, tables.bytes_put);
-        drop(tables);
-        (self.hooks.before_commit)()?;
-        txn.commit()?;
-        let shared = &self.shared;
+        let committed = match self.engine.commit(batch.writes, now_ms) {
+            Err(StoreError::Full { .. }) => self.wait_for_room()?,
+            outcome => outcome?,
+        };
         let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        shared.commits.fetch_add(1, Relaxed);
-        shared.rows_written.fetch_add(rows, Relaxed);
-        shared.bytes_written.fetch_add(bytes, Relaxed);
-        shared.last_commit_us.store(took, Relaxed);
-        shared.last_batch_rows.store(batch_rows, Release);
-        let tally = self.ledger.committed();
-        shared.bad_rows.fetch_add(tally.bad_rows, Relaxed);
-        shared.outbox_expired.fetch_add(tally.outbox_expired, Relaxed);
-        shared.dead_letters.store(tally.dead_letters, Relaxed);
-        shared.dead_letters_expired.fetch_add(tally.dead_letters_expired, Relaxed);
-        for (done, committed) in owed {
-            done(committed);
+        self.shared.note(&self.engine.take_noted(), took);
+        for (done, committed) in batch.dones.into_iter().zip(committed) {
+            if let Some(done) = done {
+                done(committed);
+            }
         }
         Ok(())
     }
+
+    /// A commit met a full disk: gives up the ballast and tries again, until there is room or the
+    /// store is stopped. Nothing that was taken is dropped meanwhile, and nobody is told anything.
+    fn wait_for_room(&mut self) -> Result<Vec<Committed>, StoreError> {
+        self.shared.pressure.store(Pressure::Full as u8, Relaxed);
+        let ballast = self.engine.drop_ballast();
+        tracing::error!(ballast, "the disk is full; the ballast is given up if there is one");
+        let began = Instant::now();
+        loop {
+            self.shared.beat();
+            match self.engine.retry() {
+                Err(error @ StoreError::Full { .. }) => {
+                    if self.shared.stopping.load(SeqCst) {
+                        return Err(error);
+                    }
+                }
+                outcome => {
+                    let committed = outcome?;
+                    let after_ms = began.elapsed().as_millis();
+                    tracing::warn!(after_ms, "there is room on the disk again");
+                    self.look();
+                    return Ok(committed);
+                }
+            }
+            std::thread::park_timeout(LOOK_EVERY);
+        }
+    }
+
+    /// Looks how much room there is, says what that asks for, and sets room aside where there is
+    /// plenty.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let Some(space) = self.engine.space() else {
+            // Where nothing can be told, only a full disk says so.
+            self.shared.pressure.store(Pressure::None as u8, Relaxed);
+            return;
+        };
+        self.keep_ballast(space);
+        let space = self.engine.space().unwrap_or(space);
+        self.shared.free_bytes.store(space.free, Relaxed);
+        let (before, now) = (self.shared.pressure(), self.watermarks.pressure(space));
+        if before != now {
+            let (free, now) = (space.free, now.as_str());
+            tracing::warn!(free, before = before.as_str(), now, "room on the disk");
+        }
+        self.shared.pressure.store(now as u8, Relaxed);
+    }
+
+    /// The ballast is made only where it leaves room for work: it must not cause what it is for.
+    fn keep_ballast(&mut self, space: Space) {
+        let has = self.engine.has_ballast();
+        if self.ballast_bytes == 0 {
+            if has {
+                self.engine.drop_ballast();
+            }
+        } else if !has
+            && space.free >= 2 * self.ballast_bytes + self.watermarks.no_jobs.line(space.total)
+        {
+            self.engine.make_ballast();
+        }
+    }
 }
 
-/// Moves the next batch out of the lanes.
-fn fill(shared: &Shared, batch: &mut Vec<Entry>) {
-    let mut bytes = 0;
-    for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {
-        while batch.len() < BATCH_ROWS_MAX && bytes < BATCH_BYTES_MAX {
-            let Some(entry) = lane.pop() else { break };
-            bytes += weight(&entry.write);
-            batch.push(entry);
+/// What one transaction is to hold, with whom to tell of each write.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Write>,
+    dones: Vec<Option<Done>>,
+}
+
+impl Batch {
+    /// Moves the next batch out of the lanes.
+    fn fill(shared: &Shared) -> Self {
+        let mut batch = Self::default();
+        let mut bytes = 0;
+        for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {
+            while batch.writes.len() < BATCH_ROWS_MAX && bytes < BATCH_BYTES_MAX {
+                let Some(Entry { write, done }) = lane.pop() else { break };
+                bytes += weight(&write);
+                batch.writes.push(write);
+                batch.dones.push(done);
+            }
         }
+        batch
     }
 }
 
@@ -352,4 +510,17 @@ fn weight(write: &Write) -> usize {
             Write::Pools(row) => row.text.len(),
             _ => 0,
         }
+}
+
+/// Ends the process when the store's thread has not moved for too long: it has promised answers
+/// that will not come, and a fresh start gives them. It has a thread of its own and needs nothing
+/// of the one it watches.
+pub(super) fn watch(shared: &Shared, fatal: &(dyn Fn(&str) + Send + Sync)) {
+    let every = (shared.patience.lost / 20).min(Duration::from_secs(1));
+    while !shared.ended.load(SeqCst) {
+        if shared.health() == Health::Lost {
+            return fatal("the store's thread does not move");
+        }
+        std::thread::park_timeout(every);
+    }
 }

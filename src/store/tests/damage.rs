@@ -14,7 +14,7 @@ fn damage<K: Key + 'static>(
     change: impl FnOnce(&mut Vec<u8>),
 ) {
     use redb::ReadableTable;
-    let db = Database::open(dir.path().join(recovery::FILE)).unwrap();
+    let db = Database::open(dir.path().join(medium::FILE)).unwrap();
     let txn = db.begin_write().unwrap();
     let mut rows = txn.open_table(table).unwrap();
     let mut value = rows.get(&key).unwrap().unwrap().value().to_vec();
@@ -117,19 +117,19 @@ fn rows_of_another_release_refuse_the_start_instead_of_being_thrown_out() {
 fn a_vanished_database_is_not_replaced_by_an_empty_one() {
     let dir = TempDir::new().unwrap();
     drop(open(&dir));
-    std::fs::remove_file(dir.path().join(recovery::FILE)).unwrap();
+    std::fs::remove_file(dir.path().join(medium::FILE)).unwrap();
     let refused = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
     assert!(matches!(refused, StoreError::Missing { .. }));
     let said = refused.to_string();
     assert!(said.contains("restore a backup") && said.contains("aside"), "{said}");
-    assert!(!dir.path().join(recovery::FILE).exists());
+    assert!(!dir.path().join(medium::FILE).exists());
 }
 
 #[test]
 fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
     for content in [Vec::new(), b"not a database".to_vec(), vec![0x5a; 1 << 20]] {
         let dir = TempDir::new().unwrap();
-        let file = dir.path().join(recovery::FILE);
+        let file = dir.path().join(medium::FILE);
         std::fs::write(&file, &content).unwrap();
         let refused = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
         assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused:?}");
@@ -146,7 +146,7 @@ fn a_file_with_rotten_pages_never_gives_a_store_that_panics() {
         put(&store, accept(id, b"audio"));
     }
     drop(store);
-    let sound = std::fs::read(made.path().join(recovery::FILE)).unwrap();
+    let sound = std::fs::read(made.path().join(medium::FILE)).unwrap();
     for seed in 0..40 {
         let dir = TempDir::new().unwrap();
         let mut rotten = sound.clone();
@@ -155,8 +155,8 @@ fn a_file_with_rotten_pages_never_gives_a_store_that_panics() {
             let at = random.usize(..rotten.len());
             rotten[at] ^= random.u8(1..);
         }
-        std::fs::write(dir.path().join(recovery::FILE), &rotten).unwrap();
-        std::fs::write(dir.path().join(recovery::MARKER), b"").unwrap();
+        std::fs::write(dir.path().join(medium::FILE), &rotten).unwrap();
+        std::fs::write(dir.path().join(medium::MARKER), b"").unwrap();
         // Either answer is right; what it may not do is take the process down.
         let (hooks, _ended) = mortal();
         let opened = Store::open_with(dir.path(), StoreOptions::default(), hooks);
@@ -173,9 +173,9 @@ fn a_creation_cut_short_is_begun_again() {
     assert_eq!(open(&dir).1.boot_epoch, 0);
     assert!(!dir.path().join("utterd.redb.new").exists());
     // Cut short between the rename and the marker.
-    std::fs::remove_file(dir.path().join(recovery::MARKER)).unwrap();
+    std::fs::remove_file(dir.path().join(medium::MARKER)).unwrap();
     assert_eq!(open(&dir).1.boot_epoch, 1);
-    assert!(dir.path().join(recovery::MARKER).exists());
+    assert!(dir.path().join(medium::MARKER).exists());
 }
 
 #[test]
@@ -218,7 +218,10 @@ fn a_disk_error_at_commit_ends_the_process_before_anyone_is_told() {
     let (mut hooks, ended) = mortal();
     let healthy = Arc::new(AtomicU64::new(1));
     let left = Arc::clone(&healthy);
-    hooks.before_commit = Arc::new(move || {
+    hooks.around_commit = Arc::new(move |moment| {
+        if moment == engine::Moment::After {
+            return Ok(());
+        }
         let source = std::io::Error::from_raw_os_error(5);
         let path = PathBuf::from("disk");
         match left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)) {

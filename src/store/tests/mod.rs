@@ -2,6 +2,7 @@
 
 mod damage;
 mod dead_letters;
+mod full;
 mod sessions;
 
 use crate::protocol::job::Outcome;
@@ -10,7 +11,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use redb::{Key, ReadableTableMetadata, TableDefinition};
+use redb::{Database, Key, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 use tempfile::TempDir;
 
 use super::record::samples::{full_job, full_session, full_terminal};
@@ -67,7 +68,7 @@ fn hold(store: &Store) -> Sender<()> {
 
 /// Rows in a table of a closed database.
 fn rows<K: Key + 'static>(dir: &TempDir, table: TableDefinition<'static, K, &'static [u8]>) -> u64 {
-    let db = Database::open(dir.path().join(recovery::FILE)).unwrap();
+    let db = Database::open(dir.path().join(medium::FILE)).unwrap();
     db.begin_read().unwrap().open_table(table).unwrap().len().unwrap()
 }
 
