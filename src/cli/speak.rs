@@ -11,10 +11,17 @@ use crate::peer::speaker::{Mode, SpeakEvent, SpeakOptions, Spoken, speak};
 use crate::peer::wav;
 use crate::telemetry;
 
+/// Longest sound that is made up, in seconds.
+const GENERATED_MAX: f32 = 3_600.0;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The speech: WAV of any rate and number of channels.
-    file: PathBuf,
+    #[arg(required_unless_present = "generated")]
+    file: Option<PathBuf>,
+    /// Say so many seconds of a made-up sound instead of a file.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
+    generated: Option<f32>,
     /// Where the server listens.
     #[arg(long, default_value = "ws://127.0.0.1:5010/ws/session")]
     url: String,
@@ -36,6 +43,9 @@ pub(super) struct Args {
     /// Save the returned speech to this WAV file.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Tear the connection once, after this many seconds, to see the session go on.
+    #[arg(long, value_name = "SECONDS")]
+    drop_after: Option<f64>,
     /// Longest wait for answers after the end of the file, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -45,13 +55,19 @@ pub(super) fn run(args: Args) -> Outcome {
     let _log =
         telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
     let unread = |e| Failure::new(code::USAGE, anyhow::Error::from(e));
-    let pcm = wav::read_wav(&args.file).map_err(unread)?;
+    let pcm = match &args.file {
+        Some(file) => wav::read_wav(file).map_err(unread)?,
+        None => wav::sine_speech(args.generated.unwrap_or_default().clamp(0.0, GENERATED_MAX)),
+    };
     let mode = match args.utterance {
         true => Mode::Utterance,
         false => Mode::Chunks { realtime: !args.fast },
     };
+    let drop_after = args.drop_after.map(Duration::try_from_secs_f64).transpose();
+    let drop_after = drop_after.map_err(|e| Failure::new(code::USAGE, anyhow::Error::from(e)))?;
     let options = SpeakOptions {
         mode,
+        drop_after,
         result_timeout: Duration::from_secs(args.timeout),
         ..SpeakOptions::new(args.url.clone(), args.from.clone(), args.to.clone())
     };
@@ -105,5 +121,15 @@ fn line(event: &SpeakEvent) -> String {
         }
         SpeakEvent::Error { code, message } => format!("  error {code}: {message}"),
         SpeakEvent::Paused { .. } => "  the server asks to pause".to_owned(),
+        SpeakEvent::GoingAway => "the server is going to stop".to_owned(),
+        SpeakEvent::Lost { why } => format!("connection lost: {why}"),
+        SpeakEvent::Resumed { recovered, from_result, from_chunk } => {
+            let results = match recovered {
+                true => format!("resumed: recovered, from result {from_result}"),
+                false => format!("resumed: results before number {from_result} are gone"),
+            };
+            let chunks = from_chunk.map_or(String::new(), |seq| format!(", from chunk {seq}"));
+            results + &chunks
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! The speaker: sends one recording through a scheduler and collects what comes back.
 //!
-//! Knows when its last utterance is answered; does not know Opus (such answers are kept as bytes)
-//! and does not play anything.
+//! Knows when its last utterance is answered, and comes back to its session when the connection is
+//! lost; does not know Opus (such answers are kept as bytes) and does not play anything.
+
+mod outgoing;
+mod resume;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,13 +15,17 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_tungstenite::tungstenite::{self, Message};
 
+use self::outgoing::{Known, Outgoing};
+use self::resume::{Claim, Numbered};
 use super::wav::{self, RATE_HZ};
-use super::wire::{self, Socket, ToSpeaker, Translation};
+use super::wire::{self, Opened, Socket, ToSpeaker, Translation};
 
 /// Time for the connection, the acknowledgement of the session, and that of its end.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How often a speaker says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Silence of a scheduler, which pings and answers heartbeats, after which it is taken for gone.
+const GONE: Duration = Duration::from_secs(75);
 /// Wait asked for by a pause that names none.
 const PAUSE_MS: u64 = 5_000;
 
@@ -52,6 +59,9 @@ pub struct SpeakOptions {
     /// With all known utterances answered, how long another may still turn up after the end of the
     /// recording.
     pub settle: Duration,
+    /// Tears its own connection once, this long after the session was opened, to show that nothing
+    /// is lost by it.
+    pub drop_after: Option<Duration>,
 }
 
 impl SpeakOptions {
@@ -65,6 +75,7 @@ impl SpeakOptions {
             chunk_ms: 256,
             result_timeout: Duration::from_secs(60),
             settle: Duration::from_secs(2),
+            drop_after: None,
         }
     }
 }
@@ -130,6 +141,22 @@ pub enum SpeakEvent {
     Paused {
         /// For how long.
         pause: Duration,
+    },
+    /// The scheduler is going to stop; the session goes on with the next one.
+    GoingAway,
+    /// The connection is gone; the session may still be there.
+    Lost {
+        /// What was seen of it.
+        why: String,
+    },
+    /// The session goes on over a new connection.
+    Resumed {
+        /// Every result since the last one is still there.
+        recovered: bool,
+        /// The first result that comes now.
+        from_result: u64,
+        /// The first chunk that is sent now; none where no stream is sent.
+        from_chunk: Option<u64>,
     },
 }
 
@@ -206,6 +233,18 @@ pub enum SpeakError {
     /// The scheduler did not answer in time.
     #[error("no {0} from the scheduler")]
     NoAnswer(&'static str),
+    /// The connection was lost and could not be made again while the session was kept.
+    #[error("no connection within the {} s for which the session is kept", window.as_secs())]
+    Gone {
+        /// How long it is kept.
+        window: Duration,
+    },
+    /// The scheduler does not have the session any more.
+    #[error("the session cannot be resumed: {reason}")]
+    Forgotten {
+        /// Why, in the scheduler's words.
+        reason: String,
+    },
     /// The scheduler refused the session.
     #[error("the scheduler refused: {code}: {message}")]
     Refused {
@@ -217,6 +256,9 @@ pub enum SpeakError {
 }
 
 /// Says 16 kHz mono samples to a scheduler and waits for every answer.
+///
+/// A lost connection is made again for as long as the scheduler keeps the session, if it does; what
+/// it has not got is sent again, and what it sends again is dropped.
 pub async fn speak(
     pcm: Vec<i16>,
     options: SpeakOptions,
@@ -234,101 +276,37 @@ pub async fn speak(
         on_event,
         known: Known::default(),
         spoken: Spoken::default(),
+        claim: None,
+        all_sent: false,
+        drop_at: None,
     };
     call.open().await?;
-    Box::pin(call.talk()).await?;
+    loop {
+        let why = match Box::pin(call.talk()).await {
+            Ok(Ending::Answered) => break,
+            Ok(Ending::Torn) => "torn on request".to_owned(),
+            Err(error) if call.claim.is_some() && error.is_loss() => error.cause(),
+            Err(error) => return Err(error),
+        };
+        Box::pin(call.come_back(why)).await?;
+    }
     call.close().await;
     Ok(call.spoken)
 }
 
-/// The recording on its way out.
-struct Outgoing {
-    pcm: Vec<i16>,
-    /// Samples already sent.
-    at: usize,
-    /// Samples in a chunk.
-    step: usize,
-    seq: u64,
-    /// Time between two chunks.
-    pace: Duration,
-    /// When the next message may go.
-    due: Instant,
-    /// When the last one went.
-    done: Option<Instant>,
-}
-
-impl Outgoing {
-    fn new(pcm: Vec<i16>, options: &SpeakOptions) -> Self {
-        let realtime = matches!(options.mode, Mode::Chunks { realtime: true });
-        let chunk_ms = options.chunk_ms.max(1);
-        Self {
-            pcm,
-            at: 0,
-            step: (RATE_HZ as usize * chunk_ms as usize / 1000).max(1),
-            seq: 0,
-            pace: Duration::from_millis(if realtime { chunk_ms.into() } else { 0 }),
-            due: Instant::now(),
-            done: None,
-        }
+impl SpeakError {
+    /// Whether another connection may help.
+    fn is_loss(&self) -> bool {
+        matches!(self, Self::Socket { .. } | Self::Closed { .. } | Self::NoAnswer(_))
     }
 
-    /// The next message; the one after the last audio is the final marker.
-    fn next(&mut self, session_id: &str, options: &SpeakOptions, now: Instant) -> Value {
-        if options.mode == Mode::Utterance {
-            self.done = Some(now);
-            return json!({
-                "type": "utterance",
-                "session_id": session_id,
-                "utterance_index": 0,
-                "manual_cut": true,
-                "src_lang": options.src,
-                "tgt_lang": options.tgt,
-                "audio": wire::base64(&wav::pcm16_bytes(&self.pcm)),
-                "audio_format": "pcm16",
-                "sample_rate": RATE_HZ,
-            });
+    /// What was seen of a lost connection, without its address.
+    fn cause(&self) -> String {
+        match self {
+            Self::Socket { source, .. } => source.to_string(),
+            Self::Closed { .. } => "closed by the scheduler".to_owned(),
+            other => other.to_string(),
         }
-        let end = self.pcm.len().min(self.at + self.step);
-        let payload = wire::base64(&wav::pcm16_bytes(&self.pcm[self.at..end]));
-        let is_final = self.at == self.pcm.len();
-        let seq = self.seq;
-        if is_final {
-            self.done = Some(now);
-        }
-        self.at = end;
-        self.seq += 1;
-        // Counted from when it was due, so that small delays do not add up.
-        self.due = self.due.max(now.checked_sub(self.pace).unwrap_or(now)) + self.pace;
-        json!({
-            "type": "audio_chunk",
-            "session_id": session_id,
-            "seq": seq,
-            "is_final": is_final,
-            "payload": payload,
-        })
-    }
-}
-
-/// Utterances heard of.
-#[derive(Debug, Default)]
-struct Known {
-    open: BTreeSet<u64>,
-    closed: BTreeSet<u64>,
-    /// One was heard of for the first time after the recording was sent.
-    opened_late: bool,
-}
-
-impl Known {
-    fn open(&mut self, index: u64, sent: bool) {
-        if !self.closed.contains(&index) && self.open.insert(index) {
-            self.opened_late |= sent;
-        }
-    }
-
-    fn close(&mut self, index: u64, sent: bool) {
-        self.open(index, sent);
-        self.open.remove(&index);
-        self.closed.insert(index);
     }
 }
 
@@ -339,6 +317,20 @@ struct Call<F> {
     outgoing: Outgoing,
     known: Known,
     spoken: Spoken,
+    /// What the session can be resumed with; none if the scheduler does not keep it.
+    claim: Option<Claim>,
+    /// The end of the recording was reached and told.
+    all_sent: bool,
+    /// When to tear the connection.
+    drop_at: Option<Instant>,
+}
+
+/// Why there is no more talk on a connection.
+enum Ending {
+    /// Everything is answered, or was waited for long enough.
+    Answered,
+    /// It is to be torn.
+    Torn,
 }
 
 /// One thing that happened while talking.
@@ -347,6 +339,7 @@ enum Turn {
     Due,
     Beat,
     Over,
+    Tear,
 }
 
 impl<F: FnMut(SpeakEvent)> Call<F> {
@@ -375,23 +368,29 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
             "trace_id": uuid::Uuid::new_v4().to_string(),
             "audio_format": "pcm16",
             "sample_rate": RATE_HZ,
+            "extensions": ["resume", "accepted", "audio_ack", "go_away"],
         });
         self.send(&init).await?;
         let ack = tokio::time::timeout(HANDSHAKE_TIME, self.await_ack()).await;
-        let session_id = ack.map_err(|_| SpeakError::NoAnswer("session_init_ack"))??;
-        self.spoken.session_id.clone_from(&session_id);
-        self.tell(SpeakEvent::Ready { session_id });
+        let opened = ack.map_err(|_| SpeakError::NoAnswer("session_init_ack"))??;
+        self.spoken.session_id.clone_from(&opened.session_id);
+        self.claim = Claim::of(&opened);
+        if self.claim.is_some() && opened.extensions.iter().any(|word| word == "audio_ack") {
+            self.outgoing.count_from(1);
+        }
+        self.drop_at = self.options.drop_after.take().map(|after| Instant::now() + after);
+        self.tell(SpeakEvent::Ready { session_id: opened.session_id });
         Ok(())
     }
 
-    async fn await_ack(&mut self) -> Result<String, SpeakError> {
+    async fn await_ack(&mut self) -> Result<Opened, SpeakError> {
         while let Some(message) = self.socket.next().await {
             let message = message.map_err(|e| self.fault(e))?;
             if message.is_close() {
                 break;
             }
             match read(&message).map(|(message, _)| message) {
-                Some(ToSpeaker::SessionInitAck { session_id }) => return Ok(session_id),
+                Some(ToSpeaker::SessionInitAck(opened)) => return Ok(*opened),
                 Some(ToSpeaker::Error { code, message }) => {
                     return Err(SpeakError::Refused { code, message });
                 }
@@ -401,10 +400,11 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
         Err(SpeakError::Closed { open: 0 })
     }
 
-    /// Sends and listens until everything is answered.
-    async fn talk(&mut self) -> Result<(), SpeakError> {
+    /// Sends and listens until everything is answered or the connection is to be torn.
+    async fn talk(&mut self) -> Result<Ending, SpeakError> {
         self.outgoing.due = Instant::now();
         let mut quiet_since = Instant::now();
+        let mut heard_at = Instant::now();
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.reset();
@@ -413,8 +413,12 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
                 None => self.outgoing.due,
                 Some(done) => self.over_at(done, quiet_since),
             };
+            let drop_at = self.drop_at.filter(|_| self.claim.is_some());
             let turn = tokio::select! {
                 message = self.socket.next() => Turn::Heard(message),
+                () = tokio::time::sleep_until(drop_at.unwrap_or(due)), if drop_at.is_some() => {
+                    Turn::Tear
+                }
                 () = tokio::time::sleep_until(due) => match self.outgoing.done {
                     None => Turn::Due,
                     Some(_) => Turn::Over,
@@ -422,17 +426,29 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
                 _ = beat.tick() => Turn::Beat,
             };
             match turn {
-                Turn::Over => return self.give_up(),
+                Turn::Over => {
+                    self.give_up();
+                    return Ok(Ending::Answered);
+                }
+                Turn::Tear => {
+                    self.drop_at = None;
+                    return Ok(Ending::Torn);
+                }
                 Turn::Heard(None | Some(Ok(Message::Close(_)))) => {
                     return Err(SpeakError::Closed { open: self.known.open.len() });
                 }
                 Turn::Heard(Some(Err(e))) => return Err(self.fault(e)),
                 Turn::Heard(Some(Ok(message))) => {
+                    heard_at = Instant::now();
                     if self.hear(&message) {
-                        quiet_since = Instant::now();
+                        quiet_since = heard_at;
                     }
+                    self.acknowledge().await?;
                 }
                 Turn::Due => self.send_next().await?,
+                Turn::Beat if self.claim.is_some() && heard_at.elapsed() > GONE => {
+                    return Err(SpeakError::NoAnswer("sign of life"));
+                }
                 Turn::Beat => {
                     let session_id = &self.spoken.session_id;
                     let now = wire::now_ms();
@@ -464,10 +480,17 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
         latest.min(done.max(quiet_since) + settle)
     }
 
-    fn give_up(&mut self) -> Result<(), SpeakError> {
+    fn give_up(&mut self) {
         self.spoken.unanswered.clone_from(&self.known.open);
         self.spoken.timed_out = !self.known.open.is_empty() || self.known.closed.is_empty();
-        Ok(())
+    }
+
+    /// Says how far the results were taken, so that the scheduler need not keep them.
+    async fn acknowledge(&mut self) -> Result<(), SpeakError> {
+        let Some(seq) = self.claim.as_mut().and_then(Claim::to_acknowledge) else { return Ok(()) };
+        let session_id = &self.spoken.session_id;
+        let ack = json!({"type": "ack", "session_id": session_id, "seq": seq});
+        self.send(&ack).await
     }
 
     async fn send_next(&mut self) -> Result<(), SpeakError> {
@@ -477,7 +500,8 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
             self.known.open(0, true);
         }
         self.send(&message).await?;
-        if self.outgoing.done.is_some() {
+        if self.outgoing.done.is_some() && !self.all_sent {
+            self.all_sent = true;
             self.tell(SpeakEvent::Sent);
         }
         Ok(())
@@ -487,6 +511,11 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
     fn hear(&mut self, message: &Message) -> bool {
         let sent = self.outgoing.done.is_some();
         let Some((message, raw)) = read(message) else { return false };
+        if let (Some(claim), Some(numbered)) = (&mut self.claim, Numbered::of(&raw))
+            && !claim.is_news(numbered)
+        {
+            return true;
+        }
         match message {
             ToSpeaker::TranslationResult(translation) => self.take_result(*translation, raw),
             ToSpeaker::AsrPartial { utterance_index, text, is_final } => {
@@ -522,7 +551,19 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
                 self.outgoing.due = self.outgoing.due.max(Instant::now() + pause);
                 self.tell(SpeakEvent::Paused { pause });
             }
-            ToSpeaker::SessionInitAck { .. }
+            ToSpeaker::UtteranceAccepted { utterance_index } => {
+                self.known.open(utterance_index, sent);
+                self.outgoing.accepted = true;
+            }
+            ToSpeaker::AudioAck { through } => self.outgoing.acknowledged(through),
+            ToSpeaker::GoAway { reconnect_after_ms } => {
+                if let Some(claim) = &mut self.claim {
+                    claim.hold = reconnect_after_ms.map(Duration::from_millis);
+                }
+                self.tell(SpeakEvent::GoingAway);
+            }
+            ToSpeaker::SessionInitAck(_)
+            | ToSpeaker::SessionResumeAck(_)
             | ToSpeaker::ServerHeartbeat {}
             | ToSpeaker::SessionCloseAck {}
             | ToSpeaker::Unknown => return false,
@@ -570,6 +611,7 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
                     break;
                 }
                 self.hear(&message);
+                self.acknowledge().await?;
             }
             self.socket.close(None).await.map_err(|e| self.fault(e))
         });

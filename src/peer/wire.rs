@@ -138,8 +138,16 @@ fn wire_rate() -> u32 {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ToSpeaker {
-    SessionInitAck {
-        session_id: String,
+    SessionInitAck(Box<Opened>),
+    SessionResumeAck(Box<Reopened>),
+    UtteranceAccepted {
+        utterance_index: u64,
+    },
+    AudioAck {
+        through: u64,
+    },
+    GoAway {
+        reconnect_after_ms: Option<u64>,
     },
     TranslationResult(Box<Translation>),
     AsrPartial {
@@ -174,6 +182,40 @@ pub(super) enum ToSpeaker {
     SessionCloseAck {},
     #[serde(other)]
     Unknown,
+}
+
+/// A session, and what it takes to come back to it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Opened {
+    pub(super) session_id: String,
+    /// Extensions granted.
+    #[serde(default)]
+    pub(super) extensions: Vec<String>,
+    pub(super) epoch: Option<u64>,
+    pub(super) resume_secret: Option<String>,
+    pub(super) resume_window_ms: Option<u64>,
+}
+
+/// The answer to coming back.
+#[derive(Debug, Deserialize)]
+pub(super) struct Reopened {
+    #[serde(default)]
+    pub(super) recovered: bool,
+    /// Number of the next result; none if the session is not there any more.
+    pub(super) from_seq: Option<u64>,
+    /// Chunks that need not be sent again.
+    pub(super) chunks_through: Option<u64>,
+    /// Utterances that will still be answered.
+    #[serde(default)]
+    pub(super) utterances: Vec<Unfinished>,
+    #[serde(default)]
+    pub(super) reason: String,
+}
+
+/// An utterance that was accepted and is not answered.
+#[derive(Debug, Deserialize)]
+pub(super) struct Unfinished {
+    pub(super) utterance_index: u64,
 }
 
 /// One answered utterance.

@@ -11,13 +11,18 @@ use utterd::peer::wav;
 use crate::script::{SOON, Script, base64, unbase64};
 
 /// A speaker in the middle of its recording, and what it said to open its session.
-struct Talk {
-    script: Script,
-    init: Value,
-    speaker: JoinHandle<(Result<Spoken, SpeakError>, Vec<SpeakEvent>)>,
+pub(crate) struct Talk {
+    pub(crate) listener: TcpListener,
+    pub(crate) script: Script,
+    pub(crate) init: Value,
+    pub(crate) speaker: JoinHandle<(Result<Spoken, SpeakError>, Vec<SpeakEvent>)>,
 }
 
-async fn talk(pcm: Vec<i16>, mode: Mode, adjust: impl FnOnce(&mut SpeakOptions)) -> Talk {
+pub(crate) async fn talk(
+    pcm: Vec<i16>,
+    mode: Mode,
+    adjust: impl FnOnce(&mut SpeakOptions),
+) -> Talk {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}/ws/session", listener.local_addr().unwrap());
     let mut options = SpeakOptions::new(url, "en", "es");
@@ -32,17 +37,17 @@ async fn talk(pcm: Vec<i16>, mode: Mode, adjust: impl FnOnce(&mut SpeakOptions))
     });
     let mut script = Script::accept(&listener).await;
     let init = script.expect("session_init").await;
-    Talk { script, init, speaker }
+    Talk { listener, script, init, speaker }
 }
 
-const AT_ONCE: Mode = Mode::Chunks { realtime: false };
+pub(crate) const AT_ONCE: Mode = Mode::Chunks { realtime: false };
 
 impl Talk {
     async fn ready(&mut self) {
         self.script.say(json!({"type": "session_init_ack", "session_id": "s-1"})).await;
     }
 
-    async fn hear_all_chunks(&mut self) -> Vec<Value> {
+    pub(crate) async fn hear_all_chunks(&mut self) -> Vec<Value> {
         let mut chunks = Vec::new();
         while chunks.last().is_none_or(|chunk: &Value| chunk["is_final"] == false) {
             chunks.push(self.script.expect("audio_chunk").await);
@@ -50,7 +55,7 @@ impl Talk {
         chunks
     }
 
-    async fn dispatched(&mut self, index: u64) {
+    pub(crate) async fn dispatched(&mut self, index: u64) {
         let event = json!({
             "type": "ui_event", "session_id": "s-1", "job_id": format!("job-{index}"),
             "utterance_index": index, "event": "DISPATCHED", "status": "ok", "trace_id": "t",
@@ -58,7 +63,7 @@ impl Talk {
         self.script.say(event).await;
     }
 
-    async fn result(&mut self, index: u64, audio: &[u8], format: &str) {
+    pub(crate) async fn result(&mut self, index: u64, audio: &[u8], format: &str) {
         let result = json!({
             "type": "translation_result", "session_id": "s-1", "utterance_index": index,
             "job_id": format!("job-{index}"), "text_asr": format!("said {index}"),
@@ -69,7 +74,7 @@ impl Talk {
     }
 
     /// The speaker's goodbye, answered.
-    async fn end(mut self) -> (Spoken, Vec<SpeakEvent>) {
+    pub(crate) async fn end(mut self) -> (Spoken, Vec<SpeakEvent>) {
         let close = self.script.expect("session_close").await;
         assert_eq!(close["session_id"], "s-1");
         self.script.say(json!({"type": "session_close_ack", "session_id": "s-1"})).await;

@@ -1,0 +1,234 @@
+//! The whole program killed with SIGKILL again and again, at work and while it recovers, with
+//! clients and nodes that come back each time. What they are told is judged from outside, by what
+//! was said on the sockets alone.
+//!
+//! `UTTERD_TORTURE_CYCLES` sets the number of kills, `UTTERD_TORTURE_SEED` repeats a choice of
+//! moments, `UTTERD_TORTURE_PROGRAM` names another build of the program.
+
+mod support;
+
+mod torture {
+    pub mod audio;
+    pub mod client;
+    pub mod daemon;
+    pub mod ledger;
+    pub mod plan;
+    pub mod worker;
+    pub mod world;
+}
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde_json::Value;
+use support::http;
+use tokio::task::JoinSet;
+use torture::client;
+use torture::daemon::{Daemon, address, log_of};
+use torture::plan::Kind;
+use torture::worker::{self, Style};
+use torture::world::{Broken, World};
+
+/// Kills when nothing else is asked for.
+const CYCLES: u64 = 300;
+/// Longest life of the server before it is killed.
+const LIFE_US: u64 = 180_000;
+/// How long everything may take to end once the server is left alone.
+const CALM: Duration = Duration::from_secs(60);
+
+const CLIENTS: [Kind; 10] = [
+    Kind::Recordings,
+    Kind::Stream,
+    Kind::Recordings,
+    Kind::Stream,
+    Kind::Recordings,
+    Kind::Stream,
+    Kind::Recordings,
+    Kind::Recordings,
+    Kind::Recordings,
+    Kind::Stream,
+];
+const WORKERS: [Style; 4] = [Style::Plain, Style::Acked, Style::Plain, Style::Acked];
+
+/// What the kills were like.
+#[derive(Default)]
+struct Storm {
+    cycles: u64,
+    /// Before it accepted connections.
+    recovering: u64,
+    /// After it was asked to stop.
+    draining: u64,
+    starts_us: Vec<u64>,
+}
+
+fn asked<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_killed_at_any_moment_keeps_every_promise() {
+    let cycles = asked("UTTERD_TORTURE_CYCLES").unwrap_or(CYCLES);
+    let seed = asked("UTTERD_TORTURE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("torture: UTTERD_TORTURE_SEED={seed} UTTERD_TORTURE_CYCLES={cycles}");
+    let mut rng = Rng::with_seed(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let world = Arc::new(World::new(address(&mut rng)));
+    let began = Instant::now();
+
+    let mut workers = JoinSet::new();
+    for (i, style) in WORKERS.into_iter().enumerate() {
+        workers.spawn(worker::run(Arc::clone(&world), rng.u64(..), format!("n{i}"), style));
+    }
+    let mut clients = JoinSet::new();
+    for kind in CLIENTS {
+        clients.spawn(client::run(Arc::clone(&world), rng.u64(..), kind));
+    }
+    clients.spawn(client::run_plain(Arc::clone(&world), rng.u64(..)));
+
+    let mut storm = Storm::default();
+    if let Err(why) = rage(&mut storm, &world, dir.path(), &mut rng, cycles).await {
+        world.broken(Broken::Rule, why);
+    }
+    if world.all_broken().is_empty()
+        && let Err(why) = calm(&world, dir.path(), &mut clients).await
+    {
+        world.broken(Broken::Rule, why);
+    }
+    workers.shutdown().await;
+    clients.shutdown().await;
+    panics(&world, dir.path());
+    println!("{}", summary(&storm, &world, began.elapsed()));
+    judge(&world, dir);
+}
+
+/// Starts and kills.
+async fn rage(
+    storm: &mut Storm,
+    world: &World,
+    dir: &Path,
+    rng: &mut Rng,
+    cycles: u64,
+) -> Result<(), String> {
+    let mut start = Duration::from_millis(30);
+    while storm.cycles < cycles && world.all_broken().is_empty() {
+        storm.cycles += 1;
+        let mut daemon = Daemon::spawn(world.addr, dir);
+        if storm.cycles > 1 && rng.u8(0..4) == 0 {
+            // Somewhere on its way up.
+            let wait = rng.u64(0..start.as_micros() as u64 * 3 / 4);
+            tokio::time::sleep(Duration::from_micros(wait)).await;
+            storm.recovering += u64::from(!daemon.answers());
+        } else {
+            let up = daemon.until_up().await;
+            start = up.map_err(|why| format!("start {}: {why}", storm.cycles))?;
+            storm.starts_us.push(start.as_micros() as u64);
+            tokio::time::sleep(Duration::from_micros(rng.u64(100..LIFE_US))).await;
+            if rng.u8(0..16) == 0 {
+                storm.draining += 1;
+                daemon.terminate();
+                tokio::time::sleep(Duration::from_micros(rng.u64(0..60_000))).await;
+            } else if let Some(status) = daemon.ended() {
+                return Err(format!("life {}: it ended by itself: {status}", storm.cycles));
+            }
+        }
+        daemon.kill();
+    }
+    Ok(())
+}
+
+/// Leaves the server alone: every promise is to be kept, and nothing to be left.
+async fn calm(world: &World, dir: &Path, clients: &mut JoinSet<()>) -> Result<(), String> {
+    let mut daemon = Daemon::spawn(world.addr, dir);
+    daemon.until_up().await?;
+    world.calm();
+    let all_ended = async {
+        while let Some(ended) = clients.join_next().await {
+            ended.map_err(|e| e.to_string())?;
+        }
+        Ok::<_, String>(())
+    };
+    let ended = tokio::time::timeout(CALM, all_ended).await;
+    ended.map_err(|_| format!("clients are not done after {CALM:?}"))??;
+    let until = Instant::now() + CALM;
+    loop {
+        let (_, body) = http(world.addr, "GET", "/api/v1/stats", "").await;
+        let stats: Value = serde_json::from_str(&body).unwrap_or_default();
+        if stats["jobs"]["live"] == 0 && stats["jobs"]["waiting"] == 0 {
+            break;
+        }
+        if Instant::now() > until {
+            return Err(format!("something is left: {}", stats["jobs"]));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    daemon.stop(Duration::from_secs(30)).await
+}
+
+/// Faults every panic the server wrote of.
+fn panics(world: &World, dir: &Path) {
+    let log = std::fs::read_to_string(log_of(dir)).unwrap_or_default();
+    for line in log.lines().filter(|line| line.contains("panicked")) {
+        world.broken(Broken::Rule, line);
+    }
+}
+
+fn summary(storm: &Storm, world: &World, took: Duration) -> String {
+    let mut starts = storm.starts_us.clone();
+    starts.sort_unstable();
+    let start = |part: usize| starts.get(starts.len() * part / 100).copied().unwrap_or(0) / 1_000;
+    let tally = &world.tally;
+    let (cycles, recovering, draining) = (storm.cycles, storm.recovering, storm.draining);
+    let mut text = format!(
+        "torture: {cycles} kills ({recovering} while recovering, {draining} while draining) in \
+         {:.1} s; starts {} ms (median), {} ms (longest)\n",
+        took.as_secs_f64(),
+        start(50),
+        starts.last().copied().unwrap_or(0) / 1_000,
+    );
+    let counts = [
+        ("sessions", &tally.sessions),
+        ("resumed", &tally.resumed),
+        ("forgotten without a promise", &tally.forgotten),
+        ("accepted", &tally.accepted),
+        ("results", &tally.results),
+        ("typed failures", &tally.failed),
+        ("refusals", &tally.refused),
+        ("late", &tally.late),
+        ("repeats dropped", &tally.repeats),
+        ("sent again", &tally.resent),
+        ("assigned", &tally.assigned),
+        ("results acked to nodes", &tally.acked),
+    ];
+    for (name, value) in counts {
+        write!(text, "{name} {}, ", value.load(Relaxed)).unwrap();
+    }
+    let (lost, gaps) = (world.count_broken(Broken::Lost), world.count_broken(Broken::Gap));
+    write!(text, "lost {lost}, gaps {gaps}").unwrap();
+    for (reason, n) in world.reasons() {
+        write!(text, "\n  {reason}: {n}").unwrap();
+    }
+    text
+}
+
+fn judge(world: &World, dir: tempfile::TempDir) {
+    let broken = world.all_broken();
+    let (failed, results) = (world.tally.failed.load(Relaxed), world.tally.results.load(Relaxed));
+    let refused = world.tally.refused.load(Relaxed);
+    // Nodes that go while they work cost a job now and then, and a server that is asked to stop
+    // refuses.
+    let failures = failed * 100 > results + 300 || refused * 20 > results + 300;
+    if broken.is_empty() && !failures {
+        return;
+    }
+    let kept = dir.keep();
+    let list: String = broken.iter().take(20).fold(String::new(), |mut list, (what, how)| {
+        writeln!(list, "  {what:?}: {how}").unwrap();
+        list
+    });
+    panic!("{} promises broken, {failed} failures, {refused} refusals; see {}:\n{list}", broken.len(), kept.display());
+}

@@ -1,0 +1,121 @@
+//! The program itself, in a process of its own that can be killed.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a start may take before it counts as none.
+pub const START: Duration = Duration::from_secs(10);
+
+pub struct Daemon {
+    child: Child,
+    addr: SocketAddr,
+    pub began: Instant,
+}
+
+impl Daemon {
+    /// Begins to start; nothing is awaited.
+    pub fn spawn(addr: SocketAddr, dir: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log_of(dir)).unwrap();
+        let program = std::env::var_os("UTTERD_TORTURE_PROGRAM");
+        let mut command =
+            Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_utterd").into()));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("UTTERD_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .args(["serve", "--listen", &addr.to_string(), "--data"])
+            .arg(dir.join("data"))
+            .env("UTTERD_LOG_LEVEL", "warn")
+            // Slices of a turn, and an end that comes at once or a little later.
+            .env("UTTERD_SEGMENTER_MAX_DURATION_MS", "400")
+            .env("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "4")
+            // A job may see many short lives of the server before one is long enough for it.
+            .env("UTTERD_JOB_PENDING_MS", "60000")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { child, addr, began: Instant::now() }
+    }
+
+    pub fn answers(&self) -> bool {
+        TcpStream::connect_timeout(&self.addr, Duration::from_secs(1)).is_ok()
+    }
+
+    /// Waits until it accepts connections; says why when it does not.
+    pub async fn until_up(&mut self) -> Result<Duration, String> {
+        while !self.answers() {
+            if let Some(status) = self.ended() {
+                return Err(format!("it ended by itself: {status}"));
+            }
+            if self.began.elapsed() > START {
+                return Err(format!("it does not answer after {START:?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(self.began.elapsed())
+    }
+
+    /// How it ended, if it did so by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    pub fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends in good order, within the time given.
+    pub async fn stop(mut self, within: Duration) -> Result<(), String> {
+        self.terminate();
+        let began = Instant::now();
+        while began.elapsed() < within {
+            match self.ended() {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("it ended with {status}")),
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+        Err(format!("it did not end within {within:?}"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            self.kill();
+        }
+    }
+}
+
+pub fn log_of(dir: &Path) -> PathBuf {
+    dir.join("log")
+}
+
+/// An address for the whole test. Its port is not one that the system gives to outgoing
+/// connections: with the server dead, a client could be given the port it dials and talk to itself.
+pub fn address(rng: &mut Rng) -> SocketAddr {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let low = range.ok().and_then(|range| range.split_whitespace().next()?.parse().ok());
+    let low: u16 = low.unwrap_or(32_768).max(20_000);
+    loop {
+        let addr = SocketAddr::from(([127, 0, 0, 1], rng.u16(10_000..low)));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
+}
