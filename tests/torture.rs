@@ -230,5 +230,9 @@ fn judge(world: &World, dir: tempfile::TempDir) {
         writeln!(list, "  {what:?}: {how}").unwrap();
         list
     });
-    panic!("{} promises broken, {failed} failures, {refused} refusals; see {}:\n{list}", broken.len(), kept.display());
+    panic!(
+        "{} promises broken, {failed} failures, {refused} refusals; see {}:\n{list}",
+        broken.len(),
+        kept.display()
+    );
 }

@@ -119,7 +119,8 @@ impl ControlTask {
             gauge.set(counts[state as usize]);
         }
         if let Some(store) = &self.shared.store {
-            super::routes::store_gauges(&self.shared.metrics, &store.stats());
+            store.look_at_disk();
+            super::routes::store_gauges(&self.shared.metrics, store);
         }
     }
 

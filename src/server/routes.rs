@@ -23,7 +23,7 @@ use crate::config::Pool;
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId, limits};
-use crate::store::{StoreStats, TerminalRow};
+use crate::store::{Store, TerminalRow};
 use crate::telemetry::{Metrics, Now};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
 
@@ -170,9 +170,16 @@ impl Routes {
 
     fn readyz(&self) -> Response<Body> {
         let ready = self.shared.ready.load(SeqCst);
-        match ready {
-            true => answer(StatusCode::OK, "ready"),
-            false => answer(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        match &self.shared.store {
+            _ if !ready => answer(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            Some(store) if !store.takes_sessions() => {
+                let (health, pressure) = (store.health().as_str(), store.pressure().as_str());
+                let why = format!("not ready: store {health}, pressure {pressure}");
+                let mut response = Response::new(Body::from(why));
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
+            _ => answer(StatusCode::OK, "ready"),
         }
     }
 
@@ -514,7 +521,10 @@ fn capitalised(kind: ServiceType) -> String {
 }
 
 /// Shows the store's counters.
-pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
+pub(super) fn store_gauges(metrics: &Metrics, store: &Store) {
+    let stats = store.stats();
+    metrics.store_pressure.set(store.pressure() as i64);
+    metrics.store_health.set(store.health() as i64);
     let lanes = [
         ("results", stats.queued_results),
         ("accepts", stats.queued_accepts),

@@ -241,8 +241,12 @@ impl SessionTask {
             self.input(Input::Over).await;
         }
         let now = self.shared.now();
-        let Some(slot) = SessionSlot::take(&self.shared) else {
-            let text = "The server has as many sessions as it may";
+        let stored = self.shared.store.as_ref().is_none_or(|store| store.takes_sessions());
+        let Some(slot) = SessionSlot::take(&self.shared).filter(|_| stored) else {
+            let text = match stored {
+                true => "The server has as many sessions as it may",
+                false => "The disk of the server is full or too slow",
+            };
             return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
         };
         let epoch = self.shared.boot_epoch;

@@ -150,6 +150,10 @@ metrics! {
         "Writes waiting for the store, by lane.";
     gauge store_last_commit_us = "utterd_store_last_commit_microseconds"
         "Length of the last commit, in microseconds.";
+    gauge store_pressure = "utterd_store_pressure"
+        "What the room on the disk asks for: 0 nothing, 1 care, 2 no jobs, 3 no sessions, 4 full.";
+    gauge store_health = "utterd_store_health"
+        "Whether the store's thread moves: 0 it does, 1 late, 2 stuck, 3 lost.";
     gauge store_commits = "utterd_store_commits"
         "Commits since the start.";
     gauge store_bad_rows = "utterd_store_bad_rows"

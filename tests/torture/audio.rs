@@ -44,7 +44,8 @@ fn packet(voice: u32, number: u32) -> Vec<u8> {
     bytes.extend(number.to_le_bytes());
     let mut state = u64::from(voice) << 32 | u64::from(number);
     for i in 0..(PACKET_BYTES - NAME_BYTES) / 2 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let loud = 4_000 + (state >> 51) as i16 % 4_000;
         let sample = if i % 40 < 20 { loud } else { -loud };
         bytes.extend(sample.to_le_bytes());

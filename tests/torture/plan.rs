@@ -111,9 +111,8 @@ impl Plan {
         match self {
             Self::Recordings { next, again, .. } => {
                 // Saying again what was accepted already is allowed, and changes nothing.
-                let open = |index: &u64| {
-                    !ledger.has_ended(*index) && (all || !ledger.is_accepted(*index))
-                };
+                let open =
+                    |index: &u64| !ledger.has_ended(*index) && (all || !ledger.is_accepted(*index));
                 *again = (0..*next).filter(open).collect();
                 Ok(again.len() as u64)
             }

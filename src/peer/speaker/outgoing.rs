@@ -60,12 +60,7 @@ impl Outgoing {
     }
 
     /// The next message; the one after the last audio is the final marker.
-    pub(super) fn next(
-        &mut self,
-        session_id: &str,
-        options: &SpeakOptions,
-        now: Instant,
-    ) -> Value {
+    pub(super) fn next(&mut self, session_id: &str, options: &SpeakOptions, now: Instant) -> Value {
         if options.mode == Mode::Utterance {
             self.done = Some(now);
             return json!({
