@@ -119,6 +119,7 @@ impl ControlTask {
             gauge.set(counts[state as usize]);
         }
         if let Some(store) = &self.shared.store {
+            store.look_at_disk();
             super::routes::store_gauges(&self.shared.metrics, &store.stats());
         }
     }
