@@ -120,7 +120,7 @@ impl ControlTask {
         }
         if let Some(store) = &self.shared.store {
             store.look_at_disk();
-            super::routes::store_gauges(&self.shared.metrics, store);
+            super::routes::store_gauges(&self.shared.metrics, &store.stats());
         }
     }
 

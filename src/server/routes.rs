@@ -23,7 +23,7 @@ use crate::config::Pool;
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId, limits};
-use crate::store::{Store, TerminalRow};
+use crate::store::{StoreStats, TerminalRow};
 use crate::telemetry::{Metrics, Now};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
 
@@ -169,17 +169,11 @@ impl Routes {
     }
 
     fn readyz(&self) -> Response<Body> {
+        let store = self.shared.store.as_ref();
         let ready = self.shared.ready.load(SeqCst);
-        match &self.shared.store {
-            _ if !ready => answer(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-            Some(store) if !store.takes_sessions() => {
-                let (health, pressure) = (store.health().as_str(), store.pressure().as_str());
-                let why = format!("not ready: store {health}, pressure {pressure}");
-                let mut response = Response::new(Body::from(why));
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                response
-            }
-            _ => answer(StatusCode::OK, "ready"),
+        match ready && store.is_none_or(|store| store.takes_sessions()) {
+            true => answer(StatusCode::OK, "ready"),
+            false => answer(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
         }
     }
 
@@ -273,6 +267,12 @@ impl Routes {
                     "dead_letters": s.dead_letters,
                     "dead_letters_expired": s.dead_letters_expired,
                     "file_bytes": s.file_bytes,
+                    "free_bytes": s.free_bytes,
+                    "pressure": s.pressure.as_str(),
+                    "health": s.health.as_str(),
+                    "syncs": s.io.syncs,
+                    "sync_us": s.io.sync_us,
+                    "sync_us_max": s.io.sync_us_max,
                 })
             }
         }
@@ -521,10 +521,7 @@ fn capitalised(kind: ServiceType) -> String {
 }
 
 /// Shows the store's counters.
-pub(super) fn store_gauges(metrics: &Metrics, store: &Store) {
-    let stats = store.stats();
-    metrics.store_pressure.set(store.pressure() as i64);
-    metrics.store_health.set(store.health() as i64);
+pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
     let lanes = [
         ("results", stats.queued_results),
         ("accepts", stats.queued_accepts),
@@ -538,4 +535,9 @@ pub(super) fn store_gauges(metrics: &Metrics, store: &Store) {
     metrics.store_bad_rows.set(stats.bad_rows as i64);
     metrics.store_dead_letters.set(stats.dead_letters as i64);
     metrics.store_dead_letters_expired.set(stats.dead_letters_expired as i64);
+    metrics.store_pressure.set(stats.pressure as i64);
+    metrics.store_health.set(stats.health as i64);
+    metrics.store_free_bytes.set(i64::try_from(stats.free_bytes).unwrap_or(i64::MAX));
+    metrics.store_syncs.set(stats.io.syncs as i64);
+    metrics.store_sync_us.set(stats.io.sync_us as i64);
 }

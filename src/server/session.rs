@@ -240,13 +240,13 @@ impl SessionTask {
         if self.open.is_some() {
             self.input(Input::Over).await;
         }
+        if self.shared.store.as_ref().is_some_and(|store| !store.takes_sessions()) {
+            let text = "The server's disk has no room for new sessions";
+            return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
+        }
         let now = self.shared.now();
-        let stored = self.shared.store.as_ref().is_none_or(|store| store.takes_sessions());
-        let Some(slot) = SessionSlot::take(&self.shared).filter(|_| stored) else {
-            let text = match stored {
-                true => "The server has as many sessions as it may",
-                false => "The disk of the server is full or too slow",
-            };
+        let Some(slot) = SessionSlot::take(&self.shared) else {
+            let text = "The server has as many sessions as it may";
             return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
         };
         let epoch = self.shared.boot_epoch;

@@ -337,6 +337,8 @@ pub(super) struct Writer {
     hooks: Hooks,
     watermarks: Watermarks,
     ballast_bytes: u64,
+    /// The ballast was given up and is not there again: what is free is what it was kept for.
+    on_ballast: bool,
     looked: Instant,
 }
 
@@ -354,6 +356,7 @@ impl Writer {
             hooks,
             watermarks: options.watermarks,
             ballast_bytes: options.ballast_bytes,
+            on_ballast: false,
             looked: Instant::now(),
         };
         writer.look();
@@ -417,6 +420,7 @@ impl Writer {
     fn wait_for_room(&mut self) -> Result<Vec<Committed>, StoreError> {
         self.shared.pressure.store(Pressure::Full as u8, Relaxed);
         let ballast = self.engine.drop_ballast();
+        self.on_ballast |= ballast;
         tracing::error!(ballast, "the disk is full; the ballast is given up if there is one");
         let began = Instant::now();
         loop {
@@ -451,7 +455,10 @@ impl Writer {
         self.keep_ballast(space);
         let space = self.engine.space().unwrap_or(space);
         self.shared.free_bytes.store(space.free, Relaxed);
-        let (before, now) = (self.shared.pressure(), self.watermarks.pressure(space));
+        self.on_ballast &= self.ballast_bytes > 0 && !self.engine.has_ballast();
+        let asked = self.watermarks.pressure(space);
+        let now = if self.on_ballast { asked.max(Pressure::NoJobs) } else { asked };
+        let before = self.shared.pressure();
         if before != now {
             let (free, now) = (space.free, now.as_str());
             tracing::warn!(free, before = before.as_str(), now, "room on the disk");
@@ -467,7 +474,7 @@ impl Writer {
                 self.engine.drop_ballast();
             }
         } else if !has
-            && space.free >= 2 * self.ballast_bytes + self.watermarks.no_jobs.line(space.total)
+            && space.free >= self.ballast_bytes / 4 * 5 + self.watermarks.no_jobs.line(space.total)
         {
             self.engine.make_ballast();
         }

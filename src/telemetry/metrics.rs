@@ -150,10 +150,6 @@ metrics! {
         "Writes waiting for the store, by lane.";
     gauge store_last_commit_us = "utterd_store_last_commit_microseconds"
         "Length of the last commit, in microseconds.";
-    gauge store_pressure = "utterd_store_pressure"
-        "What the room on the disk asks for: 0 nothing, 1 care, 2 no jobs, 3 no sessions, 4 full.";
-    gauge store_health = "utterd_store_health"
-        "Whether the store's thread moves: 0 it does, 1 late, 2 stuck, 3 lost.";
     gauge store_commits = "utterd_store_commits"
         "Commits since the start.";
     gauge store_bad_rows = "utterd_store_bad_rows"
@@ -162,6 +158,16 @@ metrics! {
         "Undelivered results and failed jobs kept for people to look at.";
     gauge store_dead_letters_expired = "utterd_store_dead_letters_expired"
         "Dead letters given up since the start.";
+    gauge store_pressure = "utterd_store_pressure"
+        "Room on the disk: 0 enough, 1 warning, 2 no new jobs, 3 no new sessions, 4 full.";
+    gauge store_health = "utterd_store_health"
+        "The store's thread: 0 well, 1 late, 2 stuck, 3 lost.";
+    gauge store_free_bytes = "utterd_store_free_bytes"
+        "Free bytes of the disk when they were last looked at.";
+    gauge store_syncs = "utterd_store_syncs"
+        "Syncs of the disk since the start.";
+    gauge store_sync_us = "utterd_store_sync_microseconds"
+        "Time spent in them, in microseconds.";
 }
 
 impl Metrics {

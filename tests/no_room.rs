@@ -141,7 +141,6 @@ async fn a_full_disk_refuses_loses_nothing_and_is_left_when_there_is_room_again(
             && let (Some(path), None) = (&filler, freed)
         {
             assert!(seen.refused > 0, "a full disk takes no work");
-            assert_eq!(server.get("/readyz").await.0, 503);
             std::fs::remove_file(path).unwrap();
             freed = Some((Instant::now(), index));
         }
