@@ -57,8 +57,8 @@ impl Again {
         self.nodes.iter().position(is)
     }
 
-    /// The node connects and says what it has; what it is answered.
-    fn come(&mut self, at: usize) -> Vec<Action> {
+    /// The node connects; its connection, and what it says.
+    fn connect(&self, at: usize) -> (Attached, Hello) {
         let node = &self.nodes[at];
         let hello = Hello {
             boot_id: node.run.to_string(),
@@ -67,7 +67,12 @@ impl Again {
             ignored: 0,
         };
         let id = NodeId::from(format!("able{at}").as_str());
-        let attached = self.world.registry.attach(id, self.world.now).unwrap();
+        (self.world.registry.attach(id, self.world.now).unwrap(), hello)
+    }
+
+    /// The node connects and says what it has; what it is answered.
+    fn come(&mut self, at: usize) -> Vec<Action> {
+        let (attached, hello) = self.connect(at);
         let mut effects = Effects::new();
         let (scheduler, now) = (&self.world.scheduler, self.world.now);
         let welcome = scheduler.hello(&attached, &hello, now, &mut effects);
@@ -257,6 +262,22 @@ fn a_job_goes_to_another_node_when_its_own_stays_away_and_may_come_back_before_t
 }
 
 #[test]
+fn an_outcome_kept_while_its_node_cannot_be_reached_is_acknowledged_once_it_can() {
+    let (mut again, job) = scene();
+    again.work(0, 0, true);
+    again.away(0);
+    let (attached, hello) = again.connect(0);
+    let (scheduler, now) = (&again.world.scheduler, again.world.now);
+    let (mut lost, mut effects) = (Effects::new(), Effects::new());
+    let welcome = scheduler.hello(&attached, &hello, now, &mut effects);
+    assert_eq!(welcome.jobs[0].action, Action::Keep);
+    scheduler.kept(&job, &mut lost);
+    scheduler.welcomed(&attached, welcome, now, &mut effects);
+    let told = |e: &Effect| matches!(e, Effect::AckResult { status: AckStatus::Duplicate, .. });
+    assert!(effects.iter().any(told), "{effects:?}");
+}
+
+#[test]
 fn what_was_lost_on_its_way_is_given_out_again_even_to_the_same_node() {
     let mut again = able(1);
     again.come(0);
@@ -353,6 +374,30 @@ fn of_two_nodes_that_claim_a_restored_job_one_has_it() {
     assert_eq!((after.phase, after.attempt), (Phase::Dispatched, 4 << 8 | 1));
     again.away(0);
     assert_eq!(again.come(0), [Action::Cancel], "of an earlier boot, when there is one of this");
+    again.world.audit();
+}
+
+#[test]
+fn an_older_attempt_that_was_adopted_after_a_newer_one_is_lost_like_any_other() {
+    let mut again = able(2);
+    again.come(0);
+    let job = again.submit(1, 0);
+    again.flush();
+    let (job_id, attempt_id) = (job.id, job.state().attempt);
+    again.nodes[0].inflight[0].attempt_id = attempt_id + 4;
+    again.nodes[1].inflight.push(Attempt { job_id, attempt_id });
+    again.restart();
+    for at in [0, 1] {
+        assert_eq!(again.come(at), [Action::Keep]);
+        assert_eq!(again.state(&job).phase, Phase::Running);
+        again.away(at);
+        again.world.advance(3_010);
+        assert!(!again.state(&job).in_flight(), "it is at {:?}", again.state(&job));
+    }
+    assert_eq!(
+        again.world.scheduler.job(job_id).unwrap().ended().unwrap().code.unwrap(),
+        ErrorCode::PoisonJob
+    );
     again.world.audit();
 }
 
