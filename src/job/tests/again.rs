@@ -25,11 +25,14 @@ struct Again {
     /// Jobs whose outcome survives the server.
     kept: HashSet<JobId>,
     boot: u32,
+    /// Of each session, and how many turns it has ended.
+    speakers: HashMap<SessionId, (Arc<Speaker>, u64)>,
 }
 
 fn able(nodes: usize) -> Again {
     let nodes = (0..nodes).map(|_| Able::default()).collect();
-    Again { world: World::new(small()), nodes, kept: HashSet::new(), boot: 3 }
+    let (world, kept, speakers) = (World::new(small()), HashSet::new(), HashMap::new());
+    Again { world, nodes, kept, boot: 3, speakers }
 }
 
 impl Again {
@@ -172,11 +175,11 @@ impl Again {
         world.wheel = Wheel::new(now.us);
         let registry = Arc::clone(&world.registry);
         world.scheduler = Scheduler::new(small(), 1_000, self.boot, registry, pools, metrics);
-        let mut speakers = HashMap::new();
+        for (session, (speaker, _)) in &mut self.speakers {
+            *speaker = world.scheduler.speaker(*session);
+        }
         for job in before.jobs.iter().filter(|job| !self.kept.contains(&job.id)) {
-            let session = job.spec.session;
-            let speaker =
-                speakers.entry(session).or_insert_with(|| world.scheduler.speaker(session));
+            let (speaker, _) = &self.speakers[&job.spec.session];
             let audio = Audio::Raw(Bytes::from_static(b"audio"));
             let (received_us, cut_us) = (now.us, now.us);
             let spec = job.spec.clone();
@@ -197,8 +200,18 @@ impl Again {
     }
 
     fn submit(&mut self, session: u64, index: u64) -> Arc<Job> {
-        let speaker = self.world.scheduler.speaker(SessionId(session));
-        self.world.submit(&speaker, index, u128::from(session * 1_000 + index), Cut::Manual);
+        self.say(session, index, Cut::Manual)
+    }
+
+    /// A slice of the session's turn, or its end.
+    fn say(&mut self, session: u64, index: u64, cut: Cut) -> Arc<Job> {
+        let id = SessionId(session);
+        let new = || (self.world.scheduler.speaker(id), 0);
+        let (speaker, turns) = self.speakers.entry(id).or_insert_with(new);
+        let turn = u128::from(session * 1_000 + *turns);
+        *turns += u64::from(cut.closes_turn());
+        let speaker = Arc::clone(speaker);
+        self.world.submit(&speaker, index, turn, cut);
         Arc::clone(self.world.jobs.last().unwrap())
     }
 
@@ -404,7 +417,7 @@ fn an_older_attempt_that_was_adopted_after_a_newer_one_is_lost_like_any_other() 
 /// A step of a random world.
 #[derive(Debug, Clone)]
 enum Step {
-    Submit(u64),
+    Say(u64, Cut),
     Flush,
     Work { node: usize, which: usize, arrives: bool },
     Keep(usize),
@@ -419,7 +432,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let node = || 0_usize..3;
     prop_oneof![
-        5 => (0_u64..4).prop_map(Step::Submit),
+        4 => (0_u64..4).prop_map(|session| Step::Say(session, Cut::Manual)),
+        2 => (0_u64..4).prop_map(|session| Step::Say(session, Cut::MaxDuration)),
         5 => Just(Step::Flush),
         5 => (node(), 0_usize..4, any::<bool>())
             .prop_map(|(node, which, arrives)| Step::Work { node, which, arrives }),
@@ -438,8 +452,8 @@ fn run(steps: Vec<Step>) {
     let mut submitted = 0;
     for step in steps {
         match step {
-            Step::Submit(session) => {
-                again.submit(session, submitted);
+            Step::Say(session, cut) => {
+                again.say(session, submitted, cut);
                 submitted += 1;
             }
             Step::Flush => again.flush(),
@@ -457,6 +471,7 @@ fn run(steps: Vec<Step>) {
         }
         again.world.audit();
     }
+    (0..4).for_each(|session| drop(again.submit(session, submitted + session)));
     finish(again);
 }
 
