@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use support::{
     FakeNode, Peer, QUIET, SOON, TestServer, heartbeat_message, hello_message, http, speech,
 };
+use utterd::peer::engine::{EchoEngine, Engine};
+use utterd::peer::node::NodeOptions;
 
 const LANGUAGES: [&str; 2] = ["zh", "en"];
 
@@ -473,4 +475,26 @@ async fn jobs_of_before_do_not_wait_for_ever_for_a_node_of_before() {
     server.advance(Duration::from_secs(21));
     let again = other.assignment().await;
     assert_eq!(again["job_id"], job["job_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_node_goes_on_with_its_job_while_the_server_is_started_again() {
+    let server = TestServer::start(|c| c.server.drain_ms = 0).await;
+    let languages = LANGUAGES.map(str::to_owned).into();
+    let engine = EchoEngine { languages, delay: Duration::from_millis(1_500) };
+    let url = format!("ws://{}/ws/node", server.addr());
+    let options = NodeOptions::new(url, Engine::Echo(engine));
+    let node = tokio::spawn(utterd::peer::node::run(options, std::future::pending::<()>(), None));
+    server.until(|b| b["pairs_total"] == 2, "/api/v1/pools").await;
+    let (mut client, id) = server.session("zh", "en").await;
+    sentence(&mut client, &id, 0, &speech(300)).await;
+    let jobs = server.until(|b| b["total"] == 1, "/api/v1/jobs").await;
+    let job = server.job_at(&jobs["jobs"][0]["job_id"], "acked").await;
+    let server = server.restart(|_| {}).await;
+    let path = format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap());
+    let ended = server.until(|b| b["state"] == "succeeded", &path).await;
+    assert_eq!(ended["attempt_id"], job["attempt_id"], "it was not done again");
+    assert_eq!(server.metric("utterd_jobs_adopted_total").await, 1.0);
+    server.until_metric("utterd_result_acks_total{status=\"committed\"}", 1.0).await;
+    node.abort();
 }

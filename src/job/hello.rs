@@ -158,7 +158,7 @@ impl Scheduler {
             return false;
         };
         job.held.store(0, SeqCst);
-        job.carry(attempt, attached.generation);
+        job.carry_back(attempt, attached.generation);
         if before.attempt == attempt {
             // It was given up for lost, and did not die of it.
             let undone = u32::from(job.last_cause().is_death());

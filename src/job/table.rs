@@ -179,6 +179,12 @@ impl Job {
         self.carried.fetch_max(carriage(attempt, generation), SeqCst);
     }
 
+    /// Notes over which connection an adopted attempt is known to its node. It may be an older one
+    /// than the last.
+    pub(super) fn carry_back(&self, attempt: u32, generation: u64) {
+        self.carried.store(carriage(attempt, generation), SeqCst);
+    }
+
     /// Whether the attempt went out over that connection or an older one and is not known to have
     /// reached a newer one. What has not gone out yet did not.
     pub(super) fn went_out_by(&self, attempt: u32, through: u64) -> bool {

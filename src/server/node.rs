@@ -22,6 +22,8 @@ use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
 
 /// How long jobs given to an older connection of a node may still be answered over the new one.
 const REPLACED_GRACE_MS: u64 = 3_000;
+/// How often it is noted on disk that a node is there.
+const NOTED_EVERY_MS: u64 = 3_600_000;
 /// How long the node is given to take what is queued when the server closes the connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,8 @@ pub(super) struct NodeTask<S> {
     attached: Option<Attached>,
     /// The node has said over this connection what it has, and will do so again.
     able: bool,
+    /// When it was last noted on disk that the node is there, Unix milliseconds.
+    noted_unix_ms: u64,
     effects: Effects,
 }
 
@@ -45,7 +49,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         outbox: Arc<Outbox<NodeTag>>,
     ) -> Self {
         let effects = Effects::new();
-        Self { shared, peer, connection, outbox, attached: None, able: false, effects }
+        let (attached, able, noted_unix_ms) = (None, false, 0);
+        Self { shared, peer, connection, outbox, attached, able, noted_unix_ms, effects }
     }
 
     /// Lives as long as the connection.
@@ -164,8 +169,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         let Some(attached) = self.attached.clone() else { return };
         info!(node = %attached.node.id, peer = %self.peer, version = %report.version,
             platform = %report.platform, ready = ?report.ready, "node registered");
-        self.remember(&attached, report);
         self.report(&attached, report);
+        self.remember(&attached);
     }
 
     /// Answers a registration over a connection by which the node can be reached already.
@@ -221,6 +226,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         }
         if let Some(attached) = self.attached.clone() {
             self.report(&attached, report);
+            if self.noted_unix_ms + NOTED_EVERY_MS <= self.shared.now().unix_ms {
+                self.remember(&attached);
+            }
         }
     }
 
@@ -255,21 +263,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         let link = Arc::new(Link { generation, outbox, peer: self.peer, acks });
         let links = self.shared.links.pin();
         let old = links.insert(attached.node.index, link).map(Arc::clone);
-        if let Some(old) = &old {
+        if let Some(old) = old {
             info!(node = %attached.node.id, old = %old.peer, new = %self.peer, "node came again");
             old.outbox.request_close(4409, "replaced by a newer connection");
         }
-        match (welcome, old) {
-            (Some(welcome), _) => {
-                scheduler.welcomed(&attached, welcome, now, &mut self.effects);
-            }
-            // What was sent over the older connection may have gone down with it.
-            (None, Some(old)) => {
-                let until = now.after_ms(REPLACED_GRACE_MS);
-                let sent = Deadline::Away(attached.node.index, old.generation);
-                self.effects.push(Effect::Arm(until, sent));
-            }
-            (None, None) => {}
+        if let Some(welcome) = welcome {
+            scheduler.welcomed(&attached, welcome, now, &mut self.effects);
+        } else if attached.node.slots().0 > 0 {
+            // What was sent over older connections may have gone down with them.
+            let sent = Deadline::Away(attached.node.index, generation - 1);
+            self.effects.push(Effect::Arm(now.after_ms(REPLACED_GRACE_MS), sent));
         }
         awaited::arrived(&self.shared, &attached.node.id, now, &mut self.effects);
         perform(&self.shared, &mut self.effects, now);
@@ -283,13 +286,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         }
     }
 
-    fn remember(&self, attached: &Attached, report: &Report) {
+    /// Notes for the next start of the server that the node is there.
+    fn remember(&mut self, attached: &Attached) {
         let Some(store) = &self.shared.store else { return };
         let now = self.shared.now();
+        self.noted_unix_ms = now.unix_ms;
+        let capability = attached.node.capability();
         let row = NodeRow {
             id: attached.node.id.clone(),
-            platform: report.platform.clone(),
-            version: report.version.clone(),
+            platform: capability.platform.clone(),
+            version: capability.version.clone(),
             first_seen_unix_ms: now.unix_ms,
             last_seen_unix_ms: now.unix_ms,
         };

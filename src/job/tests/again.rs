@@ -25,11 +25,14 @@ struct Again {
     /// Jobs whose outcome survives the server.
     kept: HashSet<JobId>,
     boot: u32,
+    /// Of each session, and how many turns it has ended.
+    speakers: HashMap<SessionId, (Arc<Speaker>, u64)>,
 }
 
 fn able(nodes: usize) -> Again {
     let nodes = (0..nodes).map(|_| Able::default()).collect();
-    Again { world: World::new(small()), nodes, kept: HashSet::new(), boot: 3 }
+    let (world, kept, speakers) = (World::new(small()), HashSet::new(), HashMap::new());
+    Again { world, nodes, kept, boot: 3, speakers }
 }
 
 impl Again {
@@ -57,8 +60,8 @@ impl Again {
         self.nodes.iter().position(is)
     }
 
-    /// The node connects and says what it has; what it is answered.
-    fn come(&mut self, at: usize) -> Vec<Action> {
+    /// The node connects; its connection, and what it says.
+    fn connect(&self, at: usize) -> (Attached, Hello) {
         let node = &self.nodes[at];
         let hello = Hello {
             boot_id: node.run.to_string(),
@@ -67,7 +70,12 @@ impl Again {
             ignored: 0,
         };
         let id = NodeId::from(format!("able{at}").as_str());
-        let attached = self.world.registry.attach(id, self.world.now).unwrap();
+        (self.world.registry.attach(id, self.world.now).unwrap(), hello)
+    }
+
+    /// The node connects and says what it has; what it is answered.
+    fn come(&mut self, at: usize) -> Vec<Action> {
+        let (attached, hello) = self.connect(at);
         let mut effects = Effects::new();
         let (scheduler, now) = (&self.world.scheduler, self.world.now);
         let welcome = scheduler.hello(&attached, &hello, now, &mut effects);
@@ -167,11 +175,11 @@ impl Again {
         world.wheel = Wheel::new(now.us);
         let registry = Arc::clone(&world.registry);
         world.scheduler = Scheduler::new(small(), 1_000, self.boot, registry, pools, metrics);
-        let mut speakers = HashMap::new();
+        for (session, (speaker, _)) in &mut self.speakers {
+            *speaker = world.scheduler.speaker(*session);
+        }
         for job in before.jobs.iter().filter(|job| !self.kept.contains(&job.id)) {
-            let session = job.spec.session;
-            let speaker =
-                speakers.entry(session).or_insert_with(|| world.scheduler.speaker(session));
+            let (speaker, _) = &self.speakers[&job.spec.session];
             let audio = Audio::Raw(Bytes::from_static(b"audio"));
             let (received_us, cut_us) = (now.us, now.us);
             let spec = job.spec.clone();
@@ -192,8 +200,18 @@ impl Again {
     }
 
     fn submit(&mut self, session: u64, index: u64) -> Arc<Job> {
-        let speaker = self.world.scheduler.speaker(SessionId(session));
-        self.world.submit(&speaker, index, u128::from(session * 1_000 + index), Cut::Manual);
+        self.say(session, index, Cut::Manual)
+    }
+
+    /// A slice of the session's turn, or its end.
+    fn say(&mut self, session: u64, index: u64, cut: Cut) -> Arc<Job> {
+        let id = SessionId(session);
+        let new = || (self.world.scheduler.speaker(id), 0);
+        let (speaker, turns) = self.speakers.entry(id).or_insert_with(new);
+        let turn = u128::from(session * 1_000 + *turns);
+        *turns += u64::from(cut.closes_turn());
+        let speaker = Arc::clone(speaker);
+        self.world.submit(&speaker, index, turn, cut);
         Arc::clone(self.world.jobs.last().unwrap())
     }
 
@@ -254,6 +272,22 @@ fn a_job_goes_to_another_node_when_its_own_stays_away_and_may_come_back_before_t
     again.work(1, 0, true);
     assert_eq!(again.outcome(&second), Some(Outcome::Succeeded));
     again.world.audit();
+}
+
+#[test]
+fn an_outcome_kept_while_its_node_cannot_be_reached_is_acknowledged_once_it_can() {
+    let (mut again, job) = scene();
+    again.work(0, 0, true);
+    again.away(0);
+    let (attached, hello) = again.connect(0);
+    let (scheduler, now) = (&again.world.scheduler, again.world.now);
+    let (mut lost, mut effects) = (Effects::new(), Effects::new());
+    let welcome = scheduler.hello(&attached, &hello, now, &mut effects);
+    assert_eq!(welcome.jobs[0].action, Action::Keep);
+    scheduler.kept(&job, &mut lost);
+    scheduler.welcomed(&attached, welcome, now, &mut effects);
+    let told = |e: &Effect| matches!(e, Effect::AckResult { status: AckStatus::Duplicate, .. });
+    assert!(effects.iter().any(told), "{effects:?}");
 }
 
 #[test]
@@ -356,10 +390,34 @@ fn of_two_nodes_that_claim_a_restored_job_one_has_it() {
     again.world.audit();
 }
 
+#[test]
+fn an_older_attempt_that_was_adopted_after_a_newer_one_is_lost_like_any_other() {
+    let mut again = able(2);
+    again.come(0);
+    let job = again.submit(1, 0);
+    again.flush();
+    let (job_id, attempt_id) = (job.id, job.state().attempt);
+    again.nodes[0].inflight[0].attempt_id = attempt_id + 4;
+    again.nodes[1].inflight.push(Attempt { job_id, attempt_id });
+    again.restart();
+    for at in [0, 1] {
+        assert_eq!(again.come(at), [Action::Keep]);
+        assert_eq!(again.state(&job).phase, Phase::Running);
+        again.away(at);
+        again.world.advance(3_010);
+        assert!(!again.state(&job).in_flight(), "it is at {:?}", again.state(&job));
+    }
+    assert_eq!(
+        again.world.scheduler.job(job_id).unwrap().ended().unwrap().code.unwrap(),
+        ErrorCode::PoisonJob
+    );
+    again.world.audit();
+}
+
 /// A step of a random world.
 #[derive(Debug, Clone)]
 enum Step {
-    Submit(u64),
+    Say(u64, Cut),
     Flush,
     Work { node: usize, which: usize, arrives: bool },
     Keep(usize),
@@ -374,7 +432,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let node = || 0_usize..3;
     prop_oneof![
-        5 => (0_u64..4).prop_map(Step::Submit),
+        4 => (0_u64..4).prop_map(|session| Step::Say(session, Cut::Manual)),
+        2 => (0_u64..4).prop_map(|session| Step::Say(session, Cut::MaxDuration)),
         5 => Just(Step::Flush),
         5 => (node(), 0_usize..4, any::<bool>())
             .prop_map(|(node, which, arrives)| Step::Work { node, which, arrives }),
@@ -393,8 +452,8 @@ fn run(steps: Vec<Step>) {
     let mut submitted = 0;
     for step in steps {
         match step {
-            Step::Submit(session) => {
-                again.submit(session, submitted);
+            Step::Say(session, cut) => {
+                again.say(session, submitted, cut);
                 submitted += 1;
             }
             Step::Flush => again.flush(),
@@ -412,6 +471,7 @@ fn run(steps: Vec<Step>) {
         }
         again.world.audit();
     }
+    (0..4).for_each(|session| drop(again.submit(session, submitted + session)));
     finish(again);
 }
 
