@@ -13,6 +13,7 @@
 //! `job` queues and places it on a `node`, `server` performs; the way back is the mirror of it.
 //! docs/ARCHITECTURE.md tells it step by step.
 
+mod atomics;
 pub mod protocol;
 
 pub mod config;

@@ -19,7 +19,7 @@ use sources::{
 
 /// Who may import whom, from the top to the bottom: an arrow never points up this table. A module
 /// that is not here may neither import nor be imported.
-const IMPORTS: [(&str, &str); 15] = [
+const IMPORTS: [(&str, &str); 16] = [
     ("lib", ""),
     ("main", "cli"),
     ("cli", "server sim peer session job tenant node store telemetry config protocol"),
@@ -27,14 +27,15 @@ const IMPORTS: [(&str, &str); 15] = [
     ("sim", "session job tenant node store telemetry config protocol"),
     ("peer", "transport protocol"),
     ("session", "store telemetry config protocol"),
-    ("job", "tenant node store telemetry config protocol"),
+    ("job", "tenant node store telemetry config protocol atomics"),
     ("tenant", "store telemetry config protocol"),
-    ("node", "store telemetry config protocol"),
+    ("node", "store telemetry config protocol atomics"),
     ("store", "protocol"),
     ("transport", "telemetry config protocol"),
     ("telemetry", "config"),
     ("config", "protocol"),
     ("protocol", ""),
+    ("atomics", ""),
 ];
 
 /// The modules that decide. Of `store` they see only the types of its rows.
@@ -447,7 +448,9 @@ fn unreachable(sources: &[Source]) -> Vec<Fault> {
         }
         for (i, token) in source.all.iter().enumerate() {
             let rest = &source.all[i..];
-            if begins(rest, &["[", "path", "="]) || begins(rest, &["include", "!"]) {
+            // Models of the program's own files have to name them.
+            let named = begins(rest, &["[", "path", "="]) && source.path != "tests/loom.rs";
+            if named || begins(rest, &["include", "!"]) {
                 faults.push(fault(source, token.line, "a file is found by the name of its module"));
             }
         }

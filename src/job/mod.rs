@@ -5,6 +5,7 @@
 //! call won, so each is performed once.
 
 mod ack;
+mod binding;
 mod deadline;
 mod explain;
 mod hello;

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::Submission;
+use super::binding::Binding;
 use super::state::{State, Word};
 use crate::node::{NodeIndex, Reasons};
 use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
@@ -288,8 +289,8 @@ impl Speaker {
 pub struct Turn {
     /// Its id on the wire.
     pub id: TurnId,
-    /// Node index in the upper half (0 is none), jobs in flight there in the lower.
-    bound: AtomicU64,
+    /// Where it is.
+    bound: Binding,
     closed: AtomicBool,
     /// Its jobs, in order.
     pub(super) jobs: ArcSwap<Vec<JobId>>,
@@ -297,12 +298,7 @@ pub struct Turn {
 
 impl Turn {
     pub(super) fn new(id: TurnId) -> Self {
-        Self {
-            id,
-            bound: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-            jobs: ArcSwap::default(),
-        }
+        Self { id, bound: Binding::new(), closed: AtomicBool::new(false), jobs: ArcSwap::default() }
     }
 
     /// Its last job has been cut.
@@ -316,21 +312,19 @@ impl Turn {
 
     /// The node it is bound to, and its jobs in flight there.
     pub(super) fn bound(&self) -> (NodeIndex, u32) {
-        let word = self.bound.load(SeqCst);
-        (NodeIndex((word >> 32) as u32), word as u32)
+        self.bound.now()
     }
 
     /// Moves from one binding to another, if it is still the one.
     pub(super) fn rebind(&self, from: (NodeIndex, u32), to: (NodeIndex, u32)) -> bool {
-        let pack = |(node, n): (NodeIndex, u32)| (u64::from(node.0) << 32) | u64::from(n);
-        self.bound.compare_exchange(pack(from), pack(to), SeqCst, SeqCst).is_ok()
+        self.bound.rebind(from, to)
     }
 
     /// One job less in flight; whether it was the last, so that the slot goes back.
     pub(super) fn leave(&self) -> bool {
-        let before = self.bound.fetch_sub(1, SeqCst) as u32;
-        assert!(before > 0, "turn {} was left more often than joined", self.id);
-        before == 1
+        let last = self.bound.leave();
+        assert!(last.is_some(), "turn {} was left more often than joined", self.id);
+        last == Some(true)
     }
 }
 

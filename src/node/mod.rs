@@ -7,12 +7,15 @@
 pub mod pool;
 mod registry;
 mod select;
+mod slots;
 mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::HashSet;
+
+use slots::{Generation, Slots};
 
 use crate::config;
 use crate::protocol::node::{Report, ResourceUsage, Service, ServiceSet, ServiceType};
@@ -119,10 +122,9 @@ pub struct Node {
     /// Its name on the wire.
     pub id: NodeId,
     /// The connection that speaks for it now; an older one's words and end change nothing.
-    generation: AtomicU64,
+    generation: Generation,
     state: AtomicU8,
-    slots_used: AtomicU32,
-    slots_max: AtomicU32,
+    slots: Slots,
     /// Load it last reported.
     load: ArcSwap<ResourceUsage>,
     overloaded: AtomicBool,
@@ -150,10 +152,9 @@ impl Node {
         Self {
             index,
             id,
-            generation: AtomicU64::new(0),
+            generation: Generation::new(),
             state: AtomicU8::new(State::Offline as u8),
-            slots_used: AtomicU32::new(0),
-            slots_max: AtomicU32::new(slots),
+            slots: Slots::new(slots),
             load: ArcSwap::from_pointee(ResourceUsage::default()),
             overloaded: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -184,23 +185,22 @@ impl Node {
 
     /// Whether `generation` is the connection that speaks for it.
     pub fn is_current(&self, generation: u64) -> bool {
-        self.generation.load(SeqCst) == generation
+        self.generation.current() == generation
     }
 
     /// The connection that speaks for it now.
     pub fn generation(&self) -> u64 {
-        self.generation.load(SeqCst)
+        self.generation.current()
     }
 
     /// Takes a slot, if one is free.
     pub fn claim(&self) -> bool {
-        let max = self.slots_max.load(SeqCst);
-        self.slots_used.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)).is_ok()
+        self.slots.claim()
     }
 
     /// Takes a slot for what it has already, free or not.
     pub fn claim_held(&self) {
-        self.slots_used.fetch_add(1, SeqCst);
+        self.slots.claim_held();
     }
 
     /// Notes which run of its program speaks for it now; whether the same did before.
@@ -211,13 +211,12 @@ impl Node {
 
     /// Gives a slot back.
     pub fn release(&self) {
-        let before = self.slots_used.fetch_sub(1, SeqCst);
-        assert!(before > 0, "a slot of {} was given back twice", self.id);
+        assert!(self.slots.release(), "a slot of {} was given back twice", self.id);
     }
 
     /// Slots in use and slots there are.
     pub fn slots(&self) -> (u32, u32) {
-        (self.slots_used.load(SeqCst), self.slots_max.load(SeqCst))
+        self.slots.count()
     }
 
     /// Load it last reported.
@@ -271,7 +270,7 @@ impl Node {
             self.load.store(std::sync::Arc::new(load));
         }
         if let Some(slots) = report.max_concurrent_jobs {
-            self.slots_max.store(slots.clamp(1, config.slots_max), SeqCst);
+            self.slots.resize(slots.clamp(1, config.slots_max));
         }
         self.capability.store(std::sync::Arc::new(after));
         let verdict = if self.is_able(now) { Event::GoodReport } else { Event::BadReport };

@@ -76,7 +76,7 @@ impl Registry {
                 node
             }
         };
-        node.generation.fetch_max(generation, SeqCst);
+        node.generation.come(generation);
         node.registered_at.store(now.us, SeqCst);
         node.heard_at.store(now.us, SeqCst);
         node.heard_unix_ms.store(now.unix_ms, SeqCst);

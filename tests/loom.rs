@@ -1,0 +1,172 @@
+//! Every order in which threads can meet at the small machines they share: the state word of a
+//! job, the slots and the generation of a node, the binding of a turn.
+//!
+//! The files are the program's own, compiled here over loom's atomics.
+
+#![allow(dead_code, reason = "each file brings more than the models use")]
+
+mod atomics {
+    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+}
+use utterd::{node, protocol};
+
+#[path = "../src/job/binding.rs"]
+mod binding;
+#[path = "../src/node/slots.rs"]
+mod slots;
+#[path = "../src/job/state.rs"]
+mod state;
+
+use binding::Binding;
+use loom::sync::Arc;
+use loom::thread;
+use node::NodeIndex;
+use protocol::job::Outcome;
+use slots::{Generation, Slots};
+use state::{Event, Phase, State, Word};
+
+const NODE: NodeIndex = NodeIndex(3);
+
+/// A job that is with a node, in its first attempt.
+fn dispatched() -> Arc<Word> {
+    let word = Word::new(State::queued(1));
+    let placed = word.on(Event::Place { node: NODE, floor: 1 << 8 });
+    assert!(placed.is_some_and(|(_, after)| word.on(Event::Written(after.attempt)).is_some()));
+    Arc::new(word)
+}
+
+/// Runs each on a thread of its own; what each came to.
+fn together<T: 'static>(steps: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T>
+where
+    T: Send,
+{
+    let threads: Vec<_> = steps.into_iter().map(thread::spawn).collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+#[test]
+fn a_job_ends_once_whoever_wins() {
+    loom::model(|| {
+        let word = dispatched();
+        let attempt = word.load().attempt;
+        let endings = [Event::Answer(attempt, Outcome::Succeeded), Event::Cancel];
+        let deadline = Event::GiveUp(Outcome::Failed);
+        let steps = endings.into_iter().map(|event| {
+            let word = Arc::clone(&word);
+            Box::new(move || word.on(event)) as Box<dyn FnOnce() -> _ + Send>
+        });
+        let threads: Vec<_> = steps.map(thread::spawn).collect();
+        let own = word.on(deadline);
+        let others = threads.into_iter().map(|thread| thread.join().unwrap());
+        let won: Vec<State> = others.chain([own]).flatten().map(|(_, after)| after).collect();
+        assert_eq!(won.len(), 1, "{won:?}");
+        assert_eq!(word.load(), won[0]);
+    });
+}
+
+#[test]
+fn an_attempt_is_taken_back_or_answered_and_never_both() {
+    loom::model(|| {
+        let word = dispatched();
+        let attempt = word.load().attempt;
+        let lost = Arc::clone(&word);
+        let lost = thread::spawn(move || lost.on(Event::Requeue(attempt)).is_some());
+        let answered = word.on(Event::Answer(attempt, Outcome::Succeeded)).is_some();
+        let lost = lost.join().unwrap();
+        assert!(answered != lost, "answered {answered}, lost {lost}");
+        let phase = if lost { Phase::Queued } else { Phase::Ended(Outcome::Succeeded) };
+        assert_eq!(word.load().phase, phase);
+    });
+}
+
+#[test]
+fn a_late_answer_never_meets_the_next_attempt() {
+    loom::model(|| {
+        let word = dispatched();
+        let first = word.load().attempt;
+        let again = Arc::clone(&word);
+        let again = thread::spawn(move || {
+            again.on(Event::Requeue(first))?;
+            again.on(Event::Place { node: NodeIndex(4), floor: 1 << 8 })
+        });
+        let late = word.on(Event::Answer(first, Outcome::Succeeded));
+        match (again.join().unwrap(), late) {
+            (Some((_, next)), None) => assert!(next.attempt > first && next.in_flight()),
+            (None, Some((before, _))) => assert_eq!(before.attempt, first),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn no_more_slots_are_taken_than_there_are() {
+    loom::model(|| {
+        let slots = Arc::new(Slots::new(1));
+        let steps = (0..2).map(|_| {
+            let slots = Arc::clone(&slots);
+            let step = move || slots.claim() && slots.release();
+            Box::new(step) as Box<dyn FnOnce() -> bool + Send>
+        });
+        let mut took = together(steps.collect());
+        took.push(slots.claim());
+        assert!(took.iter().any(|took| *took), "somebody had the slot");
+        assert_eq!(slots.count(), (u32::from(took[2]), 1));
+    });
+}
+
+#[test]
+fn a_turn_takes_one_slot_and_gives_it_back_once() {
+    loom::model(|| {
+        let (binding, slots) = (Arc::new(Binding::new()), Arc::new(Slots::new(2)));
+        // As placement and settling do it.
+        let join = |binding: &Binding, slots: &Slots| {
+            loop {
+                let (node, n) = binding.now();
+                if n == 0 && !slots.claim() {
+                    return false;
+                }
+                if binding.rebind((node, n), (NODE, n + 1)) {
+                    return true;
+                }
+                if n == 0 {
+                    slots.release();
+                }
+                thread::yield_now();
+            }
+        };
+        let leave = |binding: &Binding, slots: &Slots| {
+            if binding.leave() == Some(true) {
+                assert!(slots.release(), "given back once");
+            }
+        };
+        let other = (Arc::clone(&binding), Arc::clone(&slots));
+        let other = thread::spawn(move || {
+            if join(&other.0, &other.1) {
+                leave(&other.0, &other.1);
+            }
+        });
+        if join(&binding, &slots) {
+            leave(&binding, &slots);
+        }
+        other.join().unwrap();
+        assert_eq!((binding.now().1, slots.count()), (0, (0, 2)));
+    });
+}
+
+#[test]
+fn the_newest_connection_speaks_in_whatever_order_they_come() {
+    loom::model(|| {
+        let generation = Arc::new(Generation::new());
+        let steps = [2, 3].map(|number| {
+            let generation = Arc::clone(&generation);
+            let step = move || {
+                generation.come(number);
+                generation.current()
+            };
+            Box::new(step) as Box<dyn FnOnce() -> u64 + Send>
+        });
+        let seen = together(Vec::from(steps));
+        assert!(seen[0] >= 2 && seen[1] == 3, "{seen:?}");
+        assert_eq!(generation.current(), 3);
+    });
+}
