@@ -73,6 +73,9 @@ pub enum CodecError {
     /// The checksum is right and the fields are not: a bug in a writer.
     #[error("the payload is not a row of kind {0:#04x}")]
     Payload(u8),
+    /// A sound row under a key that is not its own: the key is what rotted.
+    #[error("the row does not belong to its key")]
+    Misplaced,
     /// The row ended before its payload did.
     #[error("{0} bytes are left over behind the row")]
     Trailing(usize),

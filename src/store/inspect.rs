@@ -9,7 +9,7 @@ use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::StoreError;
-use super::codec::{self, Record};
+use super::codec::{self, CodecError, Record};
 use super::medium::FILE;
 use super::record::*;
 use super::recovery;
@@ -18,17 +18,62 @@ use crate::protocol::ids::{JobId, SessionId};
 
 type Def<K> = TableDefinition<'static, K, &'static [u8]>;
 
+/// A row that says itself which key it belongs to.
+pub(super) trait Keyed<K: Key + 'static> {
+    /// Whether that is this one.
+    fn is_at(&self, key: &K::SelfType<'_>) -> bool;
+}
+
+impl Keyed<u128> for TerminalRow {
+    fn is_at(&self, key: &u128) -> bool {
+        self.id.0 == *key
+    }
+}
+
+impl Keyed<u128> for JobRow {
+    fn is_at(&self, key: &u128) -> bool {
+        self.id.0 == *key
+    }
+}
+
+impl Keyed<u64> for DeadLetterRow {
+    fn is_at(&self, key: &u64) -> bool {
+        self.id == *key
+    }
+}
+
+impl Keyed<u8> for PoolConfigRow {
+    fn is_at(&self, key: &u8) -> bool {
+        *key == ONLY
+    }
+}
+
+impl Keyed<(u64, u64)> for OutboxRow {
+    fn is_at(&self, key: &(u64, u64)) -> bool {
+        (self.session.0, self.seq) == *key
+    }
+}
+
+/// A stored value as the row of a key.
+fn believed<K: Key + 'static, T: Record + Keyed<K>>(
+    key: &K::SelfType<'_>,
+    value: &[u8],
+) -> Result<T, CodecError> {
+    let row: T = codec::decode(value)?;
+    if row.is_at(key) { Ok(row) } else { Err(CodecError::Misplaced) }
+}
+
 /// One row by its key.
-pub(super) fn row<'k, K: Key + 'static, T: Record>(
+pub(super) fn row<'k, K: Key + 'static, T: Record + Keyed<K>>(
     txn: &ReadTransaction,
     table: Def<K>,
     name: &'static str,
     key: K::SelfType<'k>,
 ) -> Result<Option<T>, StoreError> {
-    let Some(value) = txn.open_table(table)?.get(key)? else {
+    let Some(value) = txn.open_table(table)?.get(&key)? else {
         return Ok(None);
     };
-    let row = codec::decode(value.value());
+    let row = believed::<K, T>(&key, value.value());
     row.map(Some).map_err(|error| StoreError::BadRow { table: name, error })
 }
 
@@ -48,7 +93,8 @@ pub(super) fn owed(
         if rows.len() == limit {
             break;
         }
-        match codec::decode(entry?.1.value()) {
+        let (key, value) = entry?;
+        match believed::<(u64, u64), _>(&key.value(), value.value()) {
             Ok(row) => rows.push(row),
             Err(error) => tracing::error!(table = "outbox", %session, %error, "left out a row"),
         }
@@ -70,7 +116,8 @@ pub(super) fn dead_letters(
         if rows.len() == limit {
             break;
         }
-        match codec::decode(entry?.1.value()) {
+        let (key, value) = entry?;
+        match believed::<u64, _>(&key.value(), value.value()) {
             Ok(row) => rows.push(row),
             Err(error) => tracing::warn!(table = "dead_letters", %error, "left out a row"),
         }

@@ -392,6 +392,7 @@ impl Ledger {
                 let row = match &stored {
                     Some(row) => row.clone(),
                     None => ProgressRow {
+                        session,
                         next_seq: tables.last_owed(session.0)?.map_or(FIRST_SEQ, |last| last + 1),
                         next_index: 0,
                         chunks: None,

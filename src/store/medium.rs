@@ -360,3 +360,73 @@ impl StorageBackend for Watched {
         self.inner.query_lock_range(start, end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails at one thing, as told.
+    #[derive(Debug)]
+    struct Failing {
+        at: &'static str,
+        kind: io::ErrorKind,
+    }
+
+    impl Failing {
+        fn meets(&self, what: &str) -> io::Result<()> {
+            if self.at == what { Err(self.kind.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageBackend for Failing {
+        fn len(&self) -> io::Result<u64> {
+            self.meets("len").map(|()| 0)
+        }
+
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            self.meets("read")
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            self.meets("set_len")
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.meets("sync")
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            self.meets("write")
+        }
+    }
+
+    #[test]
+    fn only_a_write_without_room_is_a_full_disk() {
+        use io::ErrorKind::{Other, StorageFull};
+        let cases = [
+            ("write", StorageFull, Fault::Full),
+            ("set_len", StorageFull, Fault::Full),
+            ("write", Other, Fault::Broken),
+            ("read", StorageFull, Fault::Broken),
+            // After a sync that failed nobody knows what is on the disk, whatever it says.
+            ("sync", StorageFull, Fault::Broken),
+            ("nothing", Other, Fault::None),
+        ];
+        for (at, kind, fault) in cases {
+            let tally = Arc::new(Tally::default());
+            let inner = Box::new(Failing { at, kind });
+            let watched = Watched { inner, tally: Arc::clone(&tally) };
+            let failed = [
+                watched.len().is_err(),
+                watched.read(0, &mut []).is_err(),
+                watched.set_len(1).is_err(),
+                watched.write(0, b"bytes").is_err(),
+                watched.sync_data().is_err(),
+            ];
+            assert_eq!(tally.fault(), fault, "{kind:?} at {at}");
+            assert_eq!(failed.contains(&true), fault != Fault::None);
+            let stats = tally.stats();
+            assert_eq!((stats.reads, stats.writes, stats.bytes_written, stats.syncs), (1, 1, 5, 1));
+        }
+    }
+}

@@ -203,6 +203,8 @@ pub struct DeadLetterRow {
 /// exist before the session's row does, and stays after it while frames are owed.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(super) struct ProgressRow {
+    /// The session.
+    pub(super) session: SessionId,
     /// Sequence number of the next frame owed to it.
     pub(super) next_seq: u64,
     /// Behind the last place in its order that a job has taken.

@@ -227,13 +227,27 @@ impl Scan {
     fn read_small_tables(&mut self, txn: &ReadTransaction, now_ms: u64) -> Result<(), StoreError> {
         let (idempotency, nodes) = (&mut self.idempotency, &mut self.nodes);
         let bad = &mut self.bad;
-        each(txn, tables::IDEMPOTENCY, bad, Place::Idempotency, |_, row: IdemRow| {
-            if row.expires_unix_ms > now_ms {
+        each(txn, tables::IDEMPOTENCY, bad, Place::Idempotency, |key, row: IdemRow| {
+            let own = row.key == key;
+            if own && row.expires_unix_ms > now_ms {
                 idempotency.push(row);
             }
+            own
         })?;
-        each(txn, tables::NODES, bad, |id| Place::Node(id.to_owned()), |_, row| nodes.push(row))?;
-        each(txn, tables::POOLS, bad, |_| Place::Pools, |_, row| self.pools = Some(row))?;
+        let place = |id: &str| Place::Node(id.to_owned());
+        each(txn, tables::NODES, bad, place, |id, row: NodeRow| {
+            keep(nodes, &*row.id.0 == id, row)
+        })?;
+        each(
+            txn,
+            tables::POOLS,
+            bad,
+            |_| Place::Pools,
+            |_, row| {
+                self.pools = Some(row);
+                true
+            },
+        )?;
         if let Some(value) = txn.open_table(tables::META)?.get(COUNTERS)?
             && let Err(error) = codec::decode::<CountersRow>(value.value())
         {
@@ -247,7 +261,9 @@ impl Scan {
 
     fn read_jobs(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
         let mut rows: Vec<JobRow> = Vec::new();
-        each(txn, tables::JOBS, &mut self.bad, Place::Job, |_, row| rows.push(row))?;
+        each(txn, tables::JOBS, &mut self.bad, Place::Job, |id, row: JobRow| {
+            keep(&mut rows, row.id.0 == id, row)
+        })?;
         let table = txn.open_table(tables::AUDIO)?;
         for row in rows {
             let id = row.id.0;
@@ -289,11 +305,15 @@ impl Scan {
         };
         let rows = &mut self.outbox_rows;
         each(txn, tables::OUTBOX, &mut self.bad, place, |(session, seq), row: OutboxRow| {
+            if (row.session.0, row.seq) != (session, seq) {
+                return false;
+            }
             *rows += 1;
             let mut owed = owed.borrow_mut();
             let owed = owed.entry(session).or_default();
             owed.span = Some((owed.span.map_or(seq, |(first, _)| first), seq));
             owed.bytes += row.frame.len() as u64;
+            true
         })?;
         Ok(owed.into_inner())
     }
@@ -308,9 +328,19 @@ impl Scan {
     ) -> Result<(), StoreError> {
         let mut stored: HashMap<u64, ProgressRow> = HashMap::default();
         let bad_before = self.bad.len();
-        each(txn, tables::PROGRESS, &mut self.bad, Place::Progress, |session, row| {
-            stored.insert(session, row);
-        })?;
+        each(
+            txn,
+            tables::PROGRESS,
+            &mut self.bad,
+            Place::Progress,
+            |session, row: ProgressRow| {
+                let own = row.session.0 == session;
+                if own {
+                    stored.insert(session, row);
+                }
+                own
+            },
+        )?;
         let lost = |bad: &Bad| match bad.place {
             Place::Progress(session) => Some(session),
             _ => None,
@@ -318,7 +348,9 @@ impl Scan {
         let lost: HashSet<u64> = self.bad[bad_before..].iter().filter_map(lost).collect();
         let mut sessions: Vec<SessionRow> = Vec::new();
         let bad = &mut self.bad;
-        each(txn, tables::SESSIONS, bad, Place::Session, |_, row| sessions.push(row))?;
+        each(txn, tables::SESSIONS, bad, Place::Session, |id, row: SessionRow| {
+            keep(&mut sessions, row.id.0 == id, row)
+        })?;
         for row in sessions {
             let session = row.id.0;
             if lost.contains(&session) {
@@ -326,7 +358,7 @@ impl Scan {
                 continue;
             }
             let stored = stored.remove(&session);
-            let progress = sound_progress(stored.as_ref(), owed.get(&session), None);
+            let progress = sound_progress(session, stored.as_ref(), owed.get(&session), None);
             let owed = owed.get(&session);
             self.sessions.push(RecoveredSession {
                 row,
@@ -344,7 +376,7 @@ impl Scan {
         for session in closed.copied().filter(|id| !open.contains(id)) {
             let stored = stored.get(&session);
             let since = stored.and_then(|row| row.idle_since_ms).unwrap_or(now_ms);
-            let progress = sound_progress(stored, owed.get(&session), Some(since));
+            let progress = sound_progress(session, stored, owed.get(&session), Some(since));
             self.progress.push((session, stored.cloned(), progress));
         }
         self.read_idle_times(txn)
@@ -466,12 +498,14 @@ struct Owed {
 
 /// How far a session has come, as it has to stand from now on.
 fn sound_progress(
+    session: u64,
     stored: Option<&ProgressRow>,
     owed: Option<&Owed>,
     idle_since_ms: Option<u64>,
 ) -> ProgressRow {
     let known = [stored.map(|row| row.next_seq), owed.map(|owed| owed.behind)];
     ProgressRow {
+        session: SessionId(session),
         next_seq: known.into_iter().flatten().max().unwrap_or(FIRST_SEQ),
         next_index: stored.map_or(0, |row| row.next_index),
         chunks: stored.and_then(|row| row.chunks),
@@ -518,23 +552,34 @@ fn checked(bad: Bad) -> Result<Bad, StoreError> {
     }
 }
 
-/// Reads a table: good rows go to `good`, the others to `bad`.
+/// Keeps a row that belongs to its key; says whether it does.
+fn keep<T>(rows: &mut Vec<T>, own: bool, row: T) -> bool {
+    if own {
+        rows.push(row);
+    }
+    own
+}
+
+/// Reads a table: good rows go to `good`, which says whether they belong to their key; all others
+/// go to `bad`.
 fn each<K: Key + 'static, T: Record>(
     txn: &ReadTransaction,
     table: TableDefinition<'static, K, &'static [u8]>,
     bad: &mut Vec<Bad>,
     mut place: impl for<'k> FnMut(K::SelfType<'k>) -> Place,
-    mut good: impl for<'k> FnMut(K::SelfType<'k>, T),
+    mut good: impl for<'k> FnMut(K::SelfType<'k>, T) -> bool,
 ) -> Result<(), StoreError> {
     for entry in txn.open_table(table)?.iter()? {
         let (key, value) = entry?;
         let here = place(key.value());
-        match codec::decode::<T>(value.value()) {
-            Ok(row) => good(key.value(), row),
-            Err(error) => {
-                bad.push(checked(Bad { place: here, value: value.value().to_vec(), error })?)
-            }
-        }
+        let error = match codec::decode::<T>(value.value()) {
+            Ok(row) => match good(key.value(), row) {
+                true => continue,
+                false => CodecError::Misplaced,
+            },
+            Err(error) => error,
+        };
+        bad.push(checked(Bad { place: here, value: value.value().to_vec(), error })?);
     }
     Ok(())
 }

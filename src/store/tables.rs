@@ -5,7 +5,7 @@ use redb::WriteTransaction;
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
 
 use super::StoreError;
-use super::codec::{self, Record};
+use super::codec::{self, CodecError, Record};
 use super::record::*;
 
 type Def<K> = TableDefinition<'static, K, &'static [u8]>;
@@ -223,7 +223,12 @@ impl<'t> Tables<'t> {
     /// How far a session has come.
     pub(super) fn progress(&self, session: u64) -> Result<Option<ProgressRow>, StoreError> {
         let value = self.progress.get(session)?;
-        let row = value.map(|value| codec::decode(value.value())).transpose();
+        let row = value.map(|value| codec::decode::<ProgressRow>(value.value())).transpose();
+        let own = |row: ProgressRow| match row.session.0 == session {
+            true => Ok(row),
+            false => Err(CodecError::Misplaced),
+        };
+        let row = row.and_then(|row| row.map(own).transpose());
         row.map_err(|error| StoreError::BadRow { table: "progress", error })
     }
 

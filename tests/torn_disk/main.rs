@@ -10,6 +10,7 @@
 
 #![allow(clippy::print_stderr, reason = "the figures of a long run")]
 
+mod rot;
 mod workload;
 mod world;
 
@@ -301,7 +302,14 @@ fn nothing_acknowledged_is_lost_wherever_the_power_goes() {
     let work = || {
         while total.lock().unwrap().crashes < crashes && faults.lock().unwrap().is_empty() {
             match run(seeds.fetch_add(1, SeqCst), |_| {}) {
-                Ok(tally) => total.lock().unwrap().add(tally),
+                Ok(tally) => {
+                    let mut total = total.lock().unwrap();
+                    let before = total.crashes;
+                    total.add(tally);
+                    if before / 50_000 < total.crashes / 50_000 {
+                        eprintln!("{} crashes in {:.0?}", total.crashes, began.elapsed());
+                    }
+                }
                 Err(fault) => faults.lock().unwrap().push(fault),
             }
         }

@@ -114,6 +114,38 @@ fn rows_of_another_release_refuse_the_start_instead_of_being_thrown_out() {
 }
 
 #[test]
+fn a_database_of_an_older_layout_is_refused_by_name() {
+    let dir = TempDir::new().unwrap();
+    drop(open(&dir));
+    let old = MetaRow { format: 1, boot_epoch: Some(3), created_unix_ms: 1 };
+    damage(&dir, tables::META, tables::ONLY, |value| *value = codec::encode(&old));
+    let refused = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
+    assert!(matches!(refused, StoreError::OtherRelease { .. }), "{refused}");
+    assert!(refused.to_string().contains("table layout 1 where 2 is known"), "{refused}");
+}
+
+#[test]
+fn a_sound_row_under_a_key_that_is_not_its_own_is_not_believed() {
+    let dir = TempDir::new().unwrap();
+    let (store, _) = open(&dir);
+    for id in [1, 2] {
+        put(&store, Write::OpenSession(full_session(id)));
+        put(&store, accept(u128::from(id), b"audio"));
+        put(&store, settle(u128::from(id) + 10, id, Some(b"frame")));
+    }
+    drop(store);
+    damage(&dir, tables::JOBS, 1, |value| *value = codec::encode(&full_job(9)));
+    damage(&dir, tables::SESSIONS, 1, |value| *value = codec::encode(&full_session(9)));
+    damage(&dir, tables::TERMINALS, 11, |value| *value = codec::encode(&full_terminal(9)));
+    let (store, again) = open(&dir);
+    assert_eq!(again.jobs.iter().map(|job| job.row.id.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(again.sessions.iter().map(|s| s.row.id.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(again.bad_rows, 2);
+    let end = store.terminal(JobId(11));
+    assert!(matches!(end, Err(StoreError::BadRow { error: CodecError::Misplaced, .. })));
+}
+
+#[test]
 fn a_vanished_database_is_not_replaced_by_an_empty_one() {
     let dir = TempDir::new().unwrap();
     drop(open(&dir));

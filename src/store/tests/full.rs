@@ -41,7 +41,9 @@ fn accept_large(id: u128) -> Write {
 #[test]
 fn a_commit_that_failed_and_happened_gives_the_answers_it_had() {
     let dir = TempDir::new().unwrap();
-    let (mut engine, _) = Engine::open(dir.path(), &StoreOptions::default(), NOW_MS).unwrap();
+    // With no outcome kept, memory alone knows that a job ended before its acceptance.
+    let options = StoreOptions { terminal_rows_max: 0, ..StoreOptions::default() };
+    let (mut engine, _) = Engine::open(dir.path(), &options, NOW_MS).unwrap();
     let failing = Arc::new(AtomicU64::new(0));
     let left = Arc::clone(&failing);
     let fails = move || left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
@@ -51,7 +53,7 @@ fn a_commit_that_failed_and_happened_gives_the_answers_it_had() {
     });
     engine.commit(vec![settle(1, 1, Some(b"one"))], NOW_MS).unwrap();
     failing.store(1, SeqCst);
-    let batch = vec![settle(2, 1, Some(b"two")), settle(3, 1, Some(b"three")), settle(1, 1, None)];
+    let batch = vec![settle(2, 1, Some(b"two")), settle(3, 1, Some(b"three")), settle(3, 1, None)];
     let outcome = engine.commit(batch, NOW_MS);
     assert!(matches!(outcome, Err(StoreError::Full { .. })) && engine.is_full());
     let answers = engine.retry().unwrap();
@@ -139,6 +141,28 @@ fn a_full_disk_is_waited_out_and_nothing_taken_is_lost() {
     assert_eq!(again.jobs.len(), taken as usize);
     assert!(again.jobs.iter().all(|job| job.audio.is_ok()));
     assert_eq!(store.outbox(SessionId(77), 0, 9).unwrap().len(), 2);
+}
+
+#[test]
+fn the_ballast_lets_jobs_end_on_a_full_disk() {
+    let disk = SimDisk::new(12);
+    disk.set_capacity(Some(64 * MIB));
+    let (store, _) = Store::open_on(disk.medium(), small()).unwrap();
+    for id in 1..=8 {
+        put(&store, accept_large(id));
+    }
+    disk.set_capacity(Some(disk.used()));
+    let large: &'static [u8] = vec![7; 40_000].leak();
+    for id in 1..=8 {
+        put(&store, settle(id, 77, Some(large)));
+    }
+    assert!(!disk.medium().has_ballast(), "it was not needed");
+    assert_eq!(store.outbox(SessionId(77), 0, 99).unwrap().len(), 8);
+    disk.set_capacity(Some(64 * MIB));
+    until("the ballast is made again", || {
+        store.look_at_disk();
+        disk.medium().has_ballast()
+    });
 }
 
 #[test]
