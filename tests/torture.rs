@@ -221,7 +221,7 @@ fn judge(world: &World, dir: tempfile::TempDir) {
     let refused = world.tally.refused.load(Relaxed);
     // Nodes that go while they work cost a job now and then, and a server that is asked to stop
     // refuses.
-    let failures = failed * 100 > results + 300 || refused * 20 > results + 300;
+    let failures = failed * 100 > results + 300 || refused * 10 > results + 300;
     if broken.is_empty() && !failures {
         return;
     }
