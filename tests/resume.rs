@@ -169,6 +169,10 @@ async fn an_utterance_interrupted_by_a_kill_is_said_again_from_where_it_was_cut(
     assert_eq!(client.word(2, 1).await["text_asr"], "second");
 }
 
+/// Of the program: an end marker cuts at once, and jobs wait for the node of the next life.
+const SETTINGS: [(&str, &str); 2] =
+    [("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "0"), ("UTTERD_JOB_PENDING_MS", "60000")];
+
 /// The program itself, which is killed.
 struct Killed {
     daemon: Daemon,
@@ -180,7 +184,7 @@ impl Killed {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let addr = address(&mut fastrand::Rng::new());
-        let mut daemon = Daemon::spawn(addr, dir.path());
+        let mut daemon = Daemon::spawn(addr, dir.path(), &SETTINGS);
         daemon.until_up().await.unwrap();
         Self { daemon, addr, dir }
     }
@@ -188,7 +192,7 @@ impl Killed {
     /// Kills it and starts it again.
     async fn again(&mut self) {
         self.daemon.kill();
-        self.daemon = Daemon::spawn(self.addr, self.dir.path());
+        self.daemon = Daemon::spawn(self.addr, self.dir.path(), &SETTINGS);
         self.daemon.until_up().await.unwrap();
     }
 
