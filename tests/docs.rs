@@ -3,9 +3,17 @@
 //!
 //! `UPDATE_DOCS=1 cargo test --test docs` writes the generated tables anew.
 
+mod torture {
+    pub mod daemon;
+}
+
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use torture::daemon::{Daemon, address};
 
 use utterd::config;
 use utterd::telemetry::Metrics;
@@ -72,10 +80,7 @@ fn normalised(transcript: &str) -> Vec<String> {
 
 #[test]
 fn the_transcript_in_the_readme_is_what_the_demo_prints() {
-    let readme = read("README.md");
-    let begin = readme.find("$ cargo run --release -- demo\n").expect("the README shows the demo");
-    let shown = &readme[begin..];
-    let shown = &shown[shown.find('\n').unwrap() + 1..shown.find("```").unwrap()];
+    let shown = shown("$ cargo run --release -- demo\n");
     let (shown, serving) = shown.trim_end().rsplit_once('\n').unwrap();
     assert!(serving.starts_with("serving on http://127.0.0.1:5010"), "{serving}");
     let demo = Command::new(env!("CARGO_BIN_EXE_utterd"))
@@ -85,6 +90,62 @@ fn the_transcript_in_the_readme_is_what_the_demo_prints() {
     assert!(demo.status.success(), "{demo:?}");
     let printed = String::from_utf8(demo.stdout).unwrap();
     assert_eq!(normalised(&printed), normalised(shown), "printed:\n{printed}");
+}
+
+/// What the README shows a command to print.
+fn shown(command: &str) -> String {
+    let readme = read("README.md");
+    let begin = readme.find(command).unwrap_or_else(|| panic!("the README has no {command}"));
+    let shown = &readme[begin..];
+    shown[shown.find('\n').unwrap() + 1..shown.find("```").unwrap()].to_owned()
+}
+
+/// Ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// The same story in a fifth of the time: only numbers differ.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_in_the_readme_outlives_its_connection_and_its_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let addr = address(&mut fastrand::Rng::new());
+    let settings = [("UTTERD_SEGMENTER_MAX_DURATION_MS", "2000")];
+    let mut server = Daemon::spawn(addr, dir.path(), &settings);
+    server.until_up().await.unwrap();
+    let utterd = || Command::new(env!("CARGO_BIN_EXE_utterd"));
+    let node = utterd()
+        .args(["node", "--engine", "echo", "--url", &format!("ws://{addr}/ws/node")])
+        .stdout(Stdio::null())
+        .spawn();
+    let _node = Running(node.unwrap());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let url = format!("ws://{addr}/ws/session");
+    let mut speaker = utterd()
+        .args(["speak", "--generated", "3.6", "--from", "en", "--to", "es"])
+        .args(["--drop-after", "0.9", "--url", &url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(speaker.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut printed = Vec::new();
+    while !printed.last().is_some_and(|line: &String| line.contains("#0 translated")) {
+        printed.push(lines.next().expect("the speaker ends early"));
+    }
+    server.kill();
+    let mut server = Daemon::spawn(addr, dir.path(), &settings);
+    server.until_up().await.unwrap();
+    printed.extend(lines);
+    let printed = printed.join("\n");
+    assert!(speaker.wait().unwrap().success(), "{printed}");
+    let shown = shown("$ cargo run --release -- speak --generated ");
+    assert_eq!(normalised(&printed), normalised(shown.trim_end()), "printed:\n{printed}");
+    server.stop(Duration::from_secs(30)).await.unwrap();
 }
 
 #[test]

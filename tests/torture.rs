@@ -5,6 +5,8 @@
 //! `UTTERD_TORTURE_CYCLES` sets the number of kills, `UTTERD_TORTURE_SEED` repeats a choice of
 //! moments, `UTTERD_TORTURE_PROGRAM` names another build of the program.
 
+#![allow(clippy::print_stdout, reason = "the figures of a run")]
+
 mod support;
 
 mod torture {
@@ -39,6 +41,14 @@ const CYCLES: u64 = 300;
 const LIFE_US: u64 = 180_000;
 /// How long everything may take to end once the server is left alone.
 const CALM: Duration = Duration::from_secs(60);
+
+const SETTINGS: [(&str, &str); 3] = [
+    // Slices of a turn, and an end that comes a little later than its marker.
+    ("UTTERD_SEGMENTER_MAX_DURATION_MS", "400"),
+    ("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "4"),
+    // A job may see many short lives of the server before one is long enough for it.
+    ("UTTERD_JOB_PENDING_MS", "60000"),
+];
 
 const CLIENTS: [Kind; 10] = [
     Kind::Recordings,
@@ -117,7 +127,7 @@ async fn rage(
     let mut start = Duration::from_millis(30);
     while storm.cycles < cycles && world.all_broken().is_empty() {
         storm.cycles += 1;
-        let mut daemon = Daemon::spawn(world.addr, dir);
+        let mut daemon = Daemon::spawn(world.addr, dir, &SETTINGS);
         if storm.cycles > 1 && rng.u8(0..4) == 0 {
             // Somewhere on its way up.
             let wait = rng.u64(0..start.as_micros() as u64 * 3 / 4);
@@ -143,7 +153,7 @@ async fn rage(
 
 /// Leaves the server alone: every promise is to be kept, and nothing to be left.
 async fn calm(world: &World, dir: &Path, clients: &mut JoinSet<()>) -> Result<(), String> {
-    let mut daemon = Daemon::spawn(world.addr, dir);
+    let mut daemon = Daemon::spawn(world.addr, dir, &SETTINGS);
     daemon.until_up().await?;
     world.calm();
     let all_ended = async {
@@ -221,7 +231,7 @@ fn judge(world: &World, dir: tempfile::TempDir) {
     let refused = world.tally.refused.load(Relaxed);
     // Nodes that go while they work cost a job now and then, and a server that is asked to stop
     // refuses.
-    let failures = failed * 100 > results + 300 || refused * 20 > results + 300;
+    let failures = failed * 100 > results + 300 || refused * 10 > results + 300;
     if broken.is_empty() && !failures {
         return;
     }

@@ -284,11 +284,14 @@ pub async fn speak(
     loop {
         let why = match Box::pin(call.talk()).await {
             Ok(Ending::Answered) => break,
-            Ok(Ending::Torn) => "torn on request".to_owned(),
-            Err(error) if call.claim.is_some() && error.is_loss() => error.cause(),
+            Ok(Ending::Torn) => "torn on request",
+            Err(error) if call.claim.is_some() && error.is_loss() => {
+                tracing::debug!(%error, "connection lost");
+                error.cause()
+            }
             Err(error) => return Err(error),
         };
-        Box::pin(call.come_back(why)).await?;
+        Box::pin(call.come_back(why.to_owned())).await?;
     }
     call.close().await;
     Ok(call.spoken)
@@ -300,12 +303,12 @@ impl SpeakError {
         matches!(self, Self::Socket { .. } | Self::Closed { .. } | Self::NoAnswer(_))
     }
 
-    /// What was seen of a lost connection, without its address.
-    fn cause(&self) -> String {
+    /// What was seen of a lost connection, in words that do not depend on the system.
+    fn cause(&self) -> &'static str {
         match self {
-            Self::Socket { source, .. } => source.to_string(),
-            Self::Closed { .. } => "closed by the scheduler".to_owned(),
-            other => other.to_string(),
+            Self::Closed { .. } => "closed by the scheduler",
+            Self::NoAnswer(_) => "no sign of life",
+            _ => "broken off",
         }
     }
 }
@@ -487,7 +490,9 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
 
     /// Says how far the results were taken, so that the scheduler need not keep them.
     async fn acknowledge(&mut self) -> Result<(), SpeakError> {
-        let Some(seq) = self.claim.as_mut().and_then(Claim::to_acknowledge) else { return Ok(()) };
+        let Some(seq) = self.claim.as_mut().and_then(Claim::take_unacknowledged) else {
+            return Ok(());
+        };
         let session_id = &self.spoken.session_id;
         let ack = json!({"type": "ack", "session_id": session_id, "seq": seq});
         self.send(&ack).await

@@ -55,6 +55,11 @@ impl Session {
     /// Whether speech that comes now is better not taken than refused: the client sees that it is
     /// not acknowledged, and sends it to the next server.
     pub(super) fn comes_again_with_speech(&self) -> bool {
-        self.draining && self.profile.audio_ack && self.profile.resume
+        self.draining && self.says_again()
+    }
+
+    /// Whether the client sends chunks again that were not acknowledged.
+    pub(super) fn says_again(&self) -> bool {
+        self.profile.audio_ack && self.profile.resume
     }
 }

@@ -422,6 +422,8 @@ impl Session {
             trace_id: Some(self.profile.trace_id.clone()),
         };
         self.send(&Event::SessionResumeAck(Box::new(ack)), effects);
+        self.stream.tell_again();
+        self.tell_chunks(effects);
         if resumed.recovered && resumed.from > 1 {
             effects.push(Effect::Acknowledged(resumed.from - 1));
         }

@@ -258,6 +258,12 @@ impl Session {
     /// The submission of `index` was refused: the client is told, in order, and asked to pause if
     /// it is speaking. Nothing was kept.
     pub fn refused(&mut self, index: u64, refusal: Refusal, now: Now, effects: &mut Effects) {
+        let going_down = refusal.code == ErrorCode::ShuttingDown;
+        if going_down && self.says_again() && self.stream.is_unkept(index) {
+            // Its chunks stay unacknowledged: the next server is sent them, and cuts them anew.
+            self.traces.remove(&index);
+            return;
+        }
         self.sequencer.open(index);
         self.stream.refused(index);
         self.tell_chunks(effects);

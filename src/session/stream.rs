@@ -111,12 +111,22 @@ impl Stream {
         }
     }
 
+    /// Whether the utterance was cut from the stream and is not on disk.
+    pub(super) fn is_unkept(&self, index: u64) -> bool {
+        self.unkept.iter().any(|(i, _)| *i == index)
+    }
+
     /// The job of this utterance is on disk, and so are those before it.
     pub(super) fn kept(&mut self, index: u64) {
         let Some(at) = self.unkept.iter().position(|(i, _)| *i == index) else { return };
         for (_, through) in self.unkept.drain(..=at) {
             self.safe = self.safe.max(through);
         }
+    }
+
+    /// The client may not have got what it was told.
+    pub(super) fn tell_again(&mut self) {
+        self.told = 0;
     }
 
     /// The last safe chunk, if the client has not been told of it.

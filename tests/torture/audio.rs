@@ -23,7 +23,7 @@ pub fn speech(voice: u32, first: u32, end: u32) -> Vec<u8> {
 
 /// Reads what `speech` made, every byte of it.
 pub fn hear(audio: &[u8]) -> Result<Heard, String> {
-    if audio.is_empty() || audio.len() % PACKET_BYTES != 0 {
+    if audio.is_empty() || !audio.len().is_multiple_of(PACKET_BYTES) {
         return Err(format!("{} bytes are no whole packets", audio.len()));
     }
     let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| audio[at + i]));

@@ -16,7 +16,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Messages shown of a session that went wrong.
 const TRAIL: usize = 120;
 /// Refusals that only say: later.
-const LATER: [&str; 2] = ["OVERLOADED", "SERVER_DRAINING"];
+const LATER: [&str; 2] = ["OVERLOADED", "SHUTTING_DOWN"];
 
 /// Speaks one session after the other until the server is left alone, and then ends the last one.
 pub async fn run(world: Arc<World>, seed: u64, kind: Kind) {

@@ -20,7 +20,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Begins to start; nothing is awaited.
-    pub fn spawn(addr: SocketAddr, dir: &Path) -> Self {
+    pub fn spawn(addr: SocketAddr, dir: &Path, settings: &[(&str, &str)]) -> Self {
         let log = File::options().create(true).append(true).open(log_of(dir)).unwrap();
         let program = std::env::var_os("UTTERD_TORTURE_PROGRAM");
         let mut command =
@@ -34,11 +34,7 @@ impl Daemon {
             .args(["serve", "--listen", &addr.to_string(), "--data"])
             .arg(dir.join("data"))
             .env("UTTERD_LOG_LEVEL", "warn")
-            // Slices of a turn, and an end that comes at once or a little later.
-            .env("UTTERD_SEGMENTER_MAX_DURATION_MS", "400")
-            .env("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "4")
-            // A job may see many short lives of the server before one is long enough for it.
-            .env("UTTERD_JOB_PENDING_MS", "60000")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

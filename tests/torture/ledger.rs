@@ -167,6 +167,10 @@ impl Ledger {
             return broken(Broken::Lost, format!("refused after it was accepted: {frame}"));
         }
         count(&world.tally.refused);
+        if reason == "shutting_down" {
+            // To be said again to the next life of the server.
+            return Ok(());
+        }
         match self.ended.insert(word.index, None) {
             None | Some(None) => Ok(()),
             Some(_) => broken(Broken::Twice, format!("refused after it ended: {frame}")),

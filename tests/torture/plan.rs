@@ -233,7 +233,7 @@ fn recording(index: u64) -> (u32, u32) {
 fn utterance(ledger: &Ledger, index: u64) -> Value {
     let (first, end) = recording(index);
     // Half of them rely on the number alone.
-    let key = (ledger.voice % 2 == 0).then(|| format!("{}/{index}", ledger.voice));
+    let key = ledger.voice.is_multiple_of(2).then(|| format!("{}/{index}", ledger.voice));
     json!({"type": "utterance", "session_id": ledger.session, "utterance_index": index,
         "manual_cut": true, "src_lang": "zh", "tgt_lang": "en",
         "audio": base64(&speech(ledger.voice, first, end)), "audio_format": "pcm16",

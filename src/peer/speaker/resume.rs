@@ -73,7 +73,7 @@ impl Claim {
     }
 
     /// The number to acknowledge, if there is a new one.
-    pub(super) fn to_acknowledge(&mut self) -> Option<u64> {
+    pub(super) fn take_unacknowledged(&mut self) -> Option<u64> {
         let new = self.taken > self.acked;
         self.acked = self.taken;
         new.then_some(self.taken)
