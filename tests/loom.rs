@@ -1,27 +1,33 @@
 //! Every order in which threads can meet at the small machines they share: the state word of a
-//! job, the slots and the generation of a node, the binding of a turn.
+//! job, the slots and the generation of a node, the binding of a turn, the sleep of the store.
 //!
 //! The files are the program's own, compiled here over loom's atomics.
 
 #![allow(dead_code, reason = "each file brings more than the models use")]
 
 mod atomics {
-    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+    pub use loom::sync::atomic::{Ordering, fence};
+    pub use loom::thread::{Thread, park};
 }
 use utterd::{node, protocol};
 
 #[path = "../src/job/binding.rs"]
 mod binding;
+#[path = "../src/store/signal.rs"]
+mod signal;
 #[path = "../src/node/slots.rs"]
 mod slots;
 #[path = "../src/job/state.rs"]
 mod state;
 
+use atomics::Ordering::SeqCst;
 use binding::Binding;
 use loom::sync::Arc;
 use loom::thread;
 use node::NodeIndex;
 use protocol::job::Outcome;
+use signal::Signal;
 use slots::{Generation, Slots};
 use state::{Event, Phase, State, Word};
 
@@ -168,5 +174,77 @@ fn the_newest_connection_speaks_in_whatever_order_they_come() {
         let seen = together(Vec::from(steps));
         assert!(seen[0] >= 2 && seen[1] == 3, "{seen:?}");
         assert_eq!(generation.current(), 3);
+    });
+}
+
+/// A lane, as far as the signal knows one: how much was brought.
+type Lane = Arc<loom::sync::atomic::AtomicUsize>;
+
+/// The store's thread: takes what is brought until it is told to stop. How much it took.
+fn store_thread(signal: &Signal, lane: &Lane) -> usize {
+    let mut taken = 0;
+    loop {
+        taken += lane.swap(0, SeqCst);
+        if signal.is_stopping() && signal.is_empty() {
+            return taken + lane.swap(0, SeqCst);
+        }
+        if signal.is_stopping() {
+            thread::yield_now();
+        } else {
+            signal.rest(|| lane.load(SeqCst) == 0);
+        }
+    }
+}
+
+/// A store's thread at work, with what it is told by.
+fn store() -> (Arc<Signal>, Lane, thread::JoinHandle<usize>) {
+    let signal = Arc::new(Signal::new());
+    let lane: Lane = Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+    let own = (Arc::clone(&signal), Arc::clone(&lane));
+    let thread = thread::spawn(move || store_thread(&own.0, &own.1));
+    assert!(signal.wakes(thread.thread().clone()));
+    (signal, lane, thread)
+}
+
+/// Brings one thing; how much was taken in.
+fn bring(signal: &Signal, lane: &Lane) -> usize {
+    let Some(_inside) = signal.enter() else { return 0 };
+    lane.fetch_add(1, SeqCst);
+    signal.wake();
+    1
+}
+
+/// Bounded in how often a thread is interrupted: without it the models take hours.
+fn bounded(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+#[test]
+fn what_was_let_in_before_a_stop_is_taken_and_nothing_after() {
+    bounded(|| {
+        let (signal, lane, thread) = store();
+        let other = (Arc::clone(&signal), Arc::clone(&lane));
+        let other = thread::spawn(move || bring(&other.0, &other.1));
+        signal.stop();
+        let late = bring(&signal, &lane);
+        assert_eq!(late, 0, "nobody is let in behind a stop");
+        let brought = other.join().unwrap();
+        assert_eq!(thread.join().unwrap(), brought);
+    });
+}
+
+#[test]
+fn the_store_sleeps_through_nothing() {
+    bounded(|| {
+        let (signal, lane, thread) = store();
+        // A missed wake-up would leave its thread parked for ever, which the model tells.
+        let brought = bring(&signal, &lane);
+        while lane.load(SeqCst) > 0 {
+            thread::yield_now();
+        }
+        signal.stop();
+        assert_eq!(thread.join().unwrap(), brought);
     });
 }

@@ -30,7 +30,7 @@ const IMPORTS: [(&str, &str); 16] = [
     ("job", "tenant node store telemetry config protocol atomics"),
     ("tenant", "store telemetry config protocol"),
     ("node", "store telemetry config protocol atomics"),
-    ("store", "protocol"),
+    ("store", "protocol atomics"),
     ("transport", "telemetry config protocol"),
     ("telemetry", "config"),
     ("config", "protocol"),

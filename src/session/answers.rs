@@ -14,6 +14,7 @@ use super::{Answer, Effect, Effects, News, Session};
 /// A last word on its way to the disk, or something said in between, which keeps its place.
 #[derive(Debug)]
 pub(super) struct Pending {
+    index: u64,
     /// None of what is not kept.
     job: Option<JobId>,
     frame: Bytes,
@@ -76,7 +77,9 @@ impl Session {
     /// The last word on the job is on disk, under this number if it is owed at all.
     fn durable(&mut self, job: JobId, seq: Option<u64>, effects: &mut Effects) {
         let Some(at) = self.pending.iter().position(|p| p.job == Some(job)) else { return };
-        let Some(Pending { frame, told, .. }) = self.pending.remove(at) else { return };
+        let Some(Pending { index, frame, told, .. }) = self.pending.remove(at) else { return };
+        self.stream.kept(index);
+        self.tell_chunks(effects);
         match seq {
             Some(seq) => {
                 if self.delivery.recorded(seq, frame.len(), told) {
@@ -284,13 +287,13 @@ impl Session {
             effects.push(Effect::Send(frame.clone(), Some(job)));
             self.told.push_back(Told { job, seq: None, flushed: false });
         }
-        self.pending.push_back(Pending { job: Some(job), frame: frame.clone(), told });
+        self.pending.push_back(Pending { index, job: Some(job), frame: frame.clone(), told });
         effects.push(Effect::Record { index, job, frame });
     }
 
     /// Says something that is not kept, behind the last words before it.
     fn say(&mut self, frame: Bytes, effects: &mut Effects) {
-        self.pending.push_back(Pending { job: None, frame, told: false });
+        self.pending.push_back(Pending { index: 0, job: None, frame, told: false });
         self.say_pending(effects);
     }
 }

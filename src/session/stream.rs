@@ -25,11 +25,21 @@ pub(super) struct Stream {
     left: u64,
     /// End of the last chunk that has left whole, and its number.
     passed: (u64, u64),
-    /// Cuts whose jobs are not on disk yet, by utterance, with the last chunk whole in them.
-    unkept: VecDeque<(u64, u64)>,
+    /// Cuts from the first on whose job is not on disk yet.
+    unkept: VecDeque<Cut>,
     /// The last safe chunk, and the last that the client was told.
     safe: u64,
     told: u64,
+}
+
+/// What became one utterance.
+#[derive(Debug)]
+struct Cut {
+    index: u64,
+    /// The last chunk that is whole in it and in those before it.
+    through: u64,
+    /// It is on disk.
+    kept: bool,
 }
 
 impl Stream {
@@ -85,7 +95,7 @@ impl Stream {
     /// What was behind the last cut and up to `through` needs no disk.
     fn nothing_lost(&mut self, through: u64) {
         match self.unkept.back_mut() {
-            Some((_, last)) => *last = through.max(*last),
+            Some(cut) => cut.through = through.max(cut.through),
             None => self.safe = through.max(self.safe),
         }
     }
@@ -97,30 +107,32 @@ impl Stream {
         }
         self.leave(bytes);
         let (end, through) = self.passed;
-        self.unkept.push_back((index, through));
+        self.unkept.push_back(Cut { index, through, kept: false });
         Some(ChunkMark { through, skip: u32::try_from(self.left - end).unwrap_or(u32::MAX) })
     }
 
     /// The utterance was refused, and the client told: its audio is not awaited any more.
     pub(super) fn refused(&mut self, index: u64) {
-        let Some(at) = self.unkept.iter().position(|(i, _)| *i == index) else { return };
-        let Some((_, through)) = self.unkept.remove(at) else { return };
+        let Some(at) = self.unkept.iter().position(|cut| cut.index == index) else { return };
+        let Some(refused) = self.unkept.remove(at) else { return };
         match at.checked_sub(1).and_then(|before| self.unkept.get_mut(before)) {
-            Some((_, last)) => *last = through.max(*last),
-            None => self.safe = through.max(self.safe),
+            Some(cut) => cut.through = refused.through.max(cut.through),
+            None => self.safe = refused.through.max(self.safe),
         }
     }
 
     /// Whether the utterance was cut from the stream and is not on disk.
     pub(super) fn is_unkept(&self, index: u64) -> bool {
-        self.unkept.iter().any(|(i, _)| *i == index)
+        self.unkept.iter().any(|cut| cut.index == index && !cut.kept)
     }
 
-    /// The job of this utterance is on disk, and so are those before it.
+    /// The job of this utterance, or its end, is on disk.
     pub(super) fn kept(&mut self, index: u64) {
-        let Some(at) = self.unkept.iter().position(|(i, _)| *i == index) else { return };
-        for (_, through) in self.unkept.drain(..=at) {
-            self.safe = self.safe.max(through);
+        if let Some(cut) = self.unkept.iter_mut().find(|cut| cut.index == index) {
+            cut.kept = true;
+        }
+        while let Some(cut) = self.unkept.pop_front_if(|cut| cut.kept) {
+            self.safe = self.safe.max(cut.through);
         }
     }
 
@@ -186,6 +198,19 @@ mod tests {
         assert_eq!(stream.told(), Some(2));
         stream.kept(2);
         assert_eq!(stream.told(), Some(3));
+    }
+
+    #[test]
+    fn a_cut_that_is_not_on_disk_holds_back_those_behind_it() {
+        let mut stream = Stream::default();
+        (1..=2).for_each(|seq| take(&mut stream, seq, 10));
+        for index in 0..2 {
+            stream.cut(index, 10);
+        }
+        stream.kept(1);
+        assert_eq!(stream.told(), None);
+        stream.kept(0);
+        assert_eq!(stream.told(), Some(2));
     }
 
     #[test]

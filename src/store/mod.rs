@@ -25,6 +25,7 @@ mod medium;
 mod pressure;
 mod record;
 mod recovery;
+mod signal;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -362,8 +363,8 @@ impl Store {
             })
         };
         let thread = spawn("store", Box::new(|| writer.run()))?;
-        let named = shared.thread.set(thread.thread().clone());
-        assert!(named.is_ok(), "a store has one thread");
+        let named = shared.signal.wakes(thread.thread().clone());
+        assert!(named, "a store has one thread");
         let watched = Arc::clone(&shared);
         let watch = move || writer::watch(&watched, fatal.as_ref());
         let watch = match spawn("store-watch", Box::new(watch)) {

@@ -7,10 +7,9 @@
 //! The thread parks when the lanes are empty and ends the process when the disk fails it. It
 //! knows the effect of a write on the tables and nothing of why a job ended.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
-use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use super::engine::{AroundCommit, Engine};
 use super::ledger::Noted;
 use super::medium::{IoStats, Space};
 use super::pressure::{Health, Patience, Pressure, Watermarks};
+use super::signal::Signal;
 use super::{Committed, Done, Refused, StoreError, StoreOptions, StoreStats, Why, Write};
 
 /// Most writes in one transaction.
@@ -76,14 +76,10 @@ pub(super) struct Shared {
     results: ArrayQueue<Entry>,
     accepts: ArrayQueue<Entry>,
     housekeeping: ArrayQueue<Entry>,
-    /// Submitters between entering and leaving `submit`.
-    submitting: AtomicUsize,
-    /// No more writes are taken. Set once, by `stop` or by the thread when it ends.
-    stopping: AtomicBool,
+    /// How the thread is woken and stopped.
+    pub(super) signal: Signal,
     /// The thread has ended; there is nothing to watch any more.
     ended: AtomicBool,
-    /// The thread is parked or about to be. Set by it; cleared by whoever wakes it.
-    sleeping: AtomicBool,
     /// The room on the disk is to be looked at. Set by anyone; cleared by the thread.
     look: AtomicBool,
     /// [`Pressure`], as a number; the thread's to set.
@@ -91,8 +87,6 @@ pub(super) struct Shared {
     /// Free bytes when they were last looked at.
     free_bytes: AtomicU64,
     patience: Patience,
-    /// Whom to wake; set before the first submitter can exist.
-    pub(super) thread: OnceLock<Thread>,
     /// Zero of `beat_us`.
     born: Instant,
     /// When the thread last moved, microseconds since `born`.
@@ -108,22 +102,6 @@ pub(super) struct Shared {
     dead_letters_expired: AtomicU64,
     /// Rows not believed, since the process began; recovery adds its own.
     pub(super) bad_rows: AtomicU64,
-}
-
-/// Counts a submitter in, and out again whichever way it leaves.
-struct Inside<'a>(&'a AtomicUsize);
-
-impl<'a> Inside<'a> {
-    fn enter(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
 }
 
 impl Shared {
@@ -146,7 +124,7 @@ impl Shared {
 
     /// How long the thread has not moved; one with nothing to do is not late.
     fn silent(&self) -> Duration {
-        let idle = self.sleeping.load(Acquire) && self.queued() == 0;
+        let idle = self.signal.is_sleeping() && self.queued() == 0;
         let since = self.now_us().saturating_sub(self.beat_us.load(Relaxed));
         if idle { Duration::ZERO } else { Duration::from_micros(since) }
     }
@@ -154,7 +132,7 @@ impl Shared {
     /// Has the thread look at the room on the disk soon.
     pub(super) fn look_at_disk(&self) {
         self.look.store(true, SeqCst);
-        self.wake();
+        self.signal.wake();
     }
 
     pub(super) fn new(options: &StoreOptions, patience: Patience) -> Self {
@@ -162,15 +140,12 @@ impl Shared {
             results: ArrayQueue::new(options.lane_results.max(1)),
             accepts: ArrayQueue::new(options.lane_accepts.max(1)),
             housekeeping: ArrayQueue::new(options.lane_housekeeping.max(1)),
-            submitting: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
+            signal: Signal::new(),
             ended: AtomicBool::new(false),
-            sleeping: AtomicBool::new(false),
             look: AtomicBool::new(false),
             pressure: AtomicU8::new(Pressure::None as u8),
             free_bytes: AtomicU64::new(0),
             patience,
-            thread: OnceLock::new(),
             born: Instant::now(),
             beat_us: AtomicU64::new(0),
             commits: AtomicU64::new(0),
@@ -188,12 +163,9 @@ impl Shared {
     /// Puts a write into its lane, or hands it back.
     #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
     pub(super) fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
-        let _inside = Inside::enter(&self.submitting);
-        // Either this load sees the stop, or the thread's later look at `submitting` sees us and
-        // waits: both sides write first and read second, all four in one SeqCst order.
-        if self.stopping.load(SeqCst) {
+        let Some(_inside) = self.signal.enter() else {
             return Err(Refused { write, done, why: Why::Stopped });
-        }
+        };
         // What is accepted while nothing becomes durable would be a promise without a ground.
         if matches!(write, Write::AcceptJob { .. }) && self.pressure() == Pressure::Full {
             return Err(Refused { write, done, why: Why::Full });
@@ -210,53 +182,24 @@ impl Shared {
         if let Err(Entry { write, done }) = lane.push(Entry { write, done }) {
             return Err(Refused { write, done, why: Why::Full });
         }
-        self.wake();
+        self.signal.wake();
         Ok(())
     }
 
     /// Refuses writes from now on, and has the thread finish those it has.
     pub(super) fn stop(&self) {
-        self.stopping.store(true, SeqCst);
-        self.wake();
-        // It may wait for room on the disk, which is no sleep.
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
+        self.signal.stop();
     }
 
-    /// Wakes the thread if it sleeps; of many callers at most one pays for it.
-    ///
-    /// No wake-up is lost. A caller changes a lane (or `stopping`), fences, then reads `sleeping`;
-    /// the thread sets `sleeping`, fences, then reads lanes and `stopping`. The two fences have an
-    /// order. If ours is first, the thread sees our change and does not park. If the thread's is
-    /// first, we see `sleeping` and unpark it; an unpark before the park makes the park return.
-    fn wake(&self) {
-        fence(SeqCst);
-        if self.sleeping.load(Relaxed)
-            && self.sleeping.swap(false, Relaxed)
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-    }
-
-    /// Parks until there is something to do. The other half of `wake`.
+    /// Parks until there is something to do.
     fn rest(&self) {
-        self.sleeping.store(true, Relaxed);
-        fence(SeqCst);
-        if self.queued() == 0 && !self.stopping.load(SeqCst) && !self.look.load(SeqCst) {
-            // Parking may return for no reason; the flag says whether there was one.
-            while self.sleeping.load(Relaxed) {
-                std::thread::park();
-            }
-        }
-        self.sleeping.store(false, Relaxed);
+        self.signal.rest(|| self.queued() == 0 && !self.look.load(SeqCst));
     }
 
-    /// Whether a stop was asked for and nothing more can come. `submitting` is read before the
-    /// lanes: a submitter that has left has filled its lane, and one yet to enter is refused.
+    /// Whether a stop was asked for and nothing more can come. The lanes are looked at last: a
+    /// submitter that has left has filled its lane, and one yet to enter is refused.
     fn finished(&self) -> bool {
-        self.stopping.load(SeqCst) && self.submitting.load(SeqCst) == 0 && self.queued() == 0
+        self.signal.is_stopping() && self.signal.is_empty() && self.queued() == 0
     }
 
     fn queued(&self) -> usize {
@@ -322,7 +265,7 @@ struct FailStop {
 
 impl Drop for FailStop {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, SeqCst);
+        self.shared.signal.close();
         self.shared.ended.store(true, SeqCst);
         if std::thread::panicking() {
             (self.fatal)("panic in the store's thread");
@@ -388,7 +331,7 @@ impl Writer {
                 }
             } else if shared.finished() {
                 return;
-            } else if shared.stopping.load(SeqCst) {
+            } else if shared.signal.is_stopping() {
                 // A submitter is half-way through; it takes nanoseconds and wakes nobody.
                 std::thread::yield_now();
             } else {
@@ -427,7 +370,7 @@ impl Writer {
             self.shared.beat();
             match self.engine.retry() {
                 Err(error @ StoreError::Full { .. }) => {
-                    if self.shared.stopping.load(SeqCst) {
+                    if self.shared.signal.is_stopping() {
                         return Err(error);
                     }
                 }
