@@ -110,7 +110,11 @@ fn no_more_slots_are_taken_than_there_are() {
         let slots = Arc::new(Slots::new(1));
         let steps = (0..2).map(|_| {
             let slots = Arc::clone(&slots);
-            let step = move || slots.claim() && slots.release();
+            let step = move || {
+                let took = slots.claim();
+                assert!(slots.count().0 <= 1, "more were taken than there are");
+                took && slots.release()
+            };
             Box::new(step) as Box<dyn FnOnce() -> bool + Send>
         });
         let mut took = together(steps.collect());
