@@ -195,11 +195,8 @@ impl Engine {
     }
 
     fn attempt(&mut self, mut pending: Pending) -> Result<Vec<Committed>, StoreError> {
-        let Some(db) = self.db.clone() else {
-            let error = StoreError::Full { file: self.medium.file() };
-            self.pending = Some(pending);
-            return Err(error);
-        };
+        // It is gone only where it could not be opened again for a reason that is not room.
+        let Some(db) = self.db.clone() else { return Err(StoreError::Stopped) };
         match self.transact(&db, &pending.writes, pending.now_ms, &mut pending.unsure) {
             Ok(()) => {
                 self.noted.add(self.ledger.committed());
@@ -257,18 +254,18 @@ impl Engine {
         }
         self.io.forget_fault();
         // Nothing can be made here, so the time of making does not matter.
-        let opened = recovery::open(self.medium.as_mut(), &self.io, self.cache_bytes, 0);
-        let next = match &opened {
-            Ok(_) => None,
-            Err(_) => Some(Reading::Full(self.medium.file())),
-        };
-        if let Some(next) = next {
-            self.reader.state.store(Arc::new(next));
+        match recovery::open(self.medium.as_mut(), &self.io, self.cache_bytes, 0) {
+            Ok(db) => {
+                let db = Arc::new(db);
+                self.reader.state.store(Arc::new(Reading::Of(Arc::clone(&db))));
+                self.db = Some(Arc::clone(&db));
+                Ok(db)
+            }
+            Err(error) => {
+                self.reader.state.store(Arc::new(Reading::Full(self.medium.file())));
+                Err(error)
+            }
         }
-        let db = Arc::new(opened?);
-        self.reader.state.store(Arc::new(Reading::Of(Arc::clone(&db))));
-        self.db = Some(Arc::clone(&db));
-        Ok(db)
     }
 }
 

@@ -5,10 +5,10 @@
 //! transaction that did not happen leaves no trace here. The ledger knows nothing of threads, and
 //! nothing of why a job ended.
 
-use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 
-use foldhash::{HashMap, HashMapExt as _};
+use foldhash::HashMap;
 use redb::ReadableTable;
 
 use super::codec;
@@ -39,13 +39,14 @@ pub(super) struct Ledger {
     batch: Batch,
 }
 
-/// What one transaction has done so far.
+/// What one transaction has done so far. Its maps have an order, so that a simulation that does
+/// the same twice sees the same twice.
 struct Batch {
     counters: CountersRow,
     /// Progress of the sessions touched: as it is stored, and as it is to be.
-    progress: HashMap<u64, Held>,
+    progress: BTreeMap<u64, Held>,
     /// Early ends since the transaction began; None for one whose acceptance came.
-    early_ends: HashMap<u128, Option<EarlyEnd>>,
+    early_ends: BTreeMap<u128, Option<EarlyEnd>>,
     /// Jobs ended; sets how much may be pruned.
     settled: usize,
     /// Dead letters made; likewise.
@@ -185,7 +186,7 @@ impl Ledger {
         tables: &mut Tables<'_>,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        for (session, Held { stored, row }) in self.batch.progress.drain() {
+        for (session, Held { stored, row }) in std::mem::take(&mut self.batch.progress) {
             put_progress(tables, session, stored.as_ref(), &row)?;
         }
         let rows = PRUNE_ROWS + 2 * self.batch.settled;
@@ -215,7 +216,7 @@ impl Ledger {
 
     /// The transaction has happened: what it changed in memory counts from now on.
     pub(super) fn committed(&mut self) -> Noted {
-        for (id, end) in self.batch.early_ends.drain() {
+        for (id, end) in std::mem::take(&mut self.batch.early_ends) {
             match end {
                 Some(end) => self.early_ends.insert(id, end),
                 None => self.early_ends.remove(id),
@@ -507,8 +508,8 @@ impl Batch {
     fn new(counters: CountersRow) -> Self {
         Self {
             counters,
-            progress: HashMap::new(),
-            early_ends: HashMap::new(),
+            progress: BTreeMap::new(),
+            early_ends: BTreeMap::new(),
             settled: 0,
             buried: 0,
             noted: Noted::default(),

@@ -5,13 +5,14 @@
 //! that fails its checksum is interpreted. A bad row is moved to `quarantine` as it is, counted,
 //! and ends its job. What recovered jobs are worth, and when to run them, is decided elsewhere.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use foldhash::{HashMap, HashSet};
+use foldhash::HashSet;
 use redb::{Builder, Database, DatabaseError, Key, ReadTransaction, ReadableDatabase};
 use redb::{ReadableTable, ReadableTableMetadata, StorageBackend, StorageError, TableDefinition};
 
@@ -295,8 +296,8 @@ impl Scan {
     }
 
     /// What is owed to each session.
-    fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<HashMap<u64, Owed>, StoreError> {
-        let owed = std::cell::RefCell::new(HashMap::<u64, Owed>::default());
+    fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<BTreeMap<u64, Owed>, StoreError> {
+        let owed = std::cell::RefCell::new(BTreeMap::<u64, Owed>::default());
         let place = |(session, seq)| {
             // Keys come in order, so the last of a session stays. An unreadable row has a number
             // too, which must not be given twice.
@@ -323,10 +324,10 @@ impl Scan {
     fn read_sessions(
         &mut self,
         txn: &ReadTransaction,
-        owed: &HashMap<u64, Owed>,
+        owed: &BTreeMap<u64, Owed>,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        let mut stored: HashMap<u64, ProgressRow> = HashMap::default();
+        let mut stored: BTreeMap<u64, ProgressRow> = BTreeMap::new();
         let bad_before = self.bad.len();
         each(
             txn,
@@ -385,7 +386,7 @@ impl Scan {
     /// Holds the index of idle sessions against their progress. Its entries are bare keys, which
     /// nothing proves, so progress is what counts.
     fn read_idle_times(&mut self, txn: &ReadTransaction) -> Result<(), StoreError> {
-        let mut times: HashSet<(u64, u64)> = HashSet::default();
+        let mut times: BTreeSet<(u64, u64)> = BTreeSet::new();
         for entry in txn.open_table(tables::IDLE_TIMES)?.iter()? {
             times.insert(entry?.0.value());
         }

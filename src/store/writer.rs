@@ -28,6 +28,8 @@ const BATCH_ROWS_MAX: usize = 4_096;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How often the room on the disk is looked at, at most; and how often a full disk is tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks in a row that must find the thread lost before the process is ended.
+const LOST_LOOKS: u32 = 3;
 
 /// What the thread takes from the world beside the disk; tests put their own in.
 #[derive(Clone)]
@@ -467,8 +469,11 @@ fn weight(write: &Write) -> usize {
 /// of the one it watches.
 pub(super) fn watch(shared: &Shared, fatal: &(dyn Fn(&str) + Send + Sync)) {
     let every = (shared.patience.lost / 20).min(Duration::from_secs(1));
+    let mut looks = 0;
     while !shared.ended.load(SeqCst) {
-        if shared.health() == Health::Lost {
+        // Several looks in a row: a process that was stopped for a minute and goes on is not lost.
+        looks = if shared.health() == Health::Lost { looks + 1 } else { 0 };
+        if looks == LOST_LOOKS {
             return fatal("the store's thread does not move");
         }
         std::thread::park_timeout(every);
