@@ -79,6 +79,8 @@ impl SessionTask {
         let shared = Arc::clone(&self.shared);
         let mut closing = shared.closing.subscribe();
         let (mut drain, mut draining) = (shared.drain.subscribe(), false);
+        // What became of a session when it was restored.
+        self.perform(shared.now()).await;
         while self.line.is_some() || self.open.is_some() {
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));

@@ -358,6 +358,10 @@ impl Session {
         let format = self.profile.audio_format.unwrap_or(Format::Opus).as_str();
         let resumable = secret.map(|resume_secret| Resumable {
             epoch: self.epoch,
+        if self.is_idle_orphan() {
+            // Nothing will ever happen to it that could end it.
+            effects.push(Effect::Ended);
+        }
             resume_secret,
             resume_window_ms: self.config.resume_window_ms,
             extensions: self.profile.granted(),
