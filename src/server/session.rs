@@ -395,6 +395,12 @@ impl SessionTask {
 
     fn try_submit(&mut self, cutting: Cutting, now: Now) -> Result<Submitted, Denied> {
         let Some(open) = &mut self.open else { return Err(Denied::SessionFull) };
+        let Cutting { spec, audio, received_us, chunks, key } = cutting;
+        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
+        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
+        if let Some(job) = self.shared.scheduler.known(&submission)? {
+            return Ok(Submitted::Repeated(job));
+        }
         if open.session.owes_acks() {
             return Err(Denied::Unacknowledged);
         }
@@ -411,9 +417,6 @@ impl SessionTask {
                 return Err(Denied::StoreFull);
             }
         }
-        let Cutting { spec, audio, received_us, chunks, key } = cutting;
-        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
-        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
         self.shared.scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
     }
 
