@@ -367,6 +367,7 @@ impl SessionTask {
 
     pub(super) fn submit(&mut self, cutting: Cutting, now: Now) {
         let index = cutting.spec.utterance_index;
+        let ending = cutting.spec.cut.closes_turn().then_some(cutting.spec.turn);
         let outcome = self.try_submit(cutting, now);
         let Some(open) = &mut self.open else { return };
         match outcome {
@@ -378,6 +379,9 @@ impl SessionTask {
             Err(denied) => {
                 self.shared.metrics.jobs_refused.with_label_values(&[denied.as_str()]).inc();
                 warn!(session = %open.handle.id, utterance = index, %denied, "utterance refused");
+                if let Some(turn) = ending {
+                    open.speaker.end_turn(turn);
+                }
                 if denied == Denied::Conflict {
                     open.session.conflicting(index, &mut self.effects);
                 } else {
