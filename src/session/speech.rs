@@ -28,6 +28,11 @@ impl Session {
                 Some(had) => drop(audio.split_to(had)),
             }
         }
+        if !audio.is_empty() {
+            self.turn_until = None;
+        } else if is_final && self.turn_until.is_some() {
+            self.end_turn(effects);
+        }
         let taken = self.segmenter.push(&audio, client_timestamp_ms, now, &mut self.cuts);
         if self.profile.audio_ack {
             self.stream.took(seq, if taken.is_ok() { audio.len() } else { 0 });
