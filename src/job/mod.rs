@@ -339,6 +339,7 @@ impl Scheduler {
     pub fn restore(&self, id: JobId, speaker: &Arc<Speaker>, submission: Submission, now: Now) {
         let key = table::idempotency_key(&submission.spec);
         self.admission.readmit(&speaker.open);
+        speaker.close_turn_before(submission.spec.turn);
         let job = Arc::new(self.make(id, (key, None), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
         self.keys.pin().insert(key, Known { job: id, digest: 0 });
