@@ -270,8 +270,6 @@ impl Session {
             return;
         }
         self.sequencer.open(index);
-        self.stream.refused(index);
-        self.tell_chunks(effects);
         let (code, reason) = (refusal.code.as_str(), refusal.reason());
         self.ui(UiEvent::Error, index, None, Some(code), None, effects);
         if self.profile.typed_errors {
