@@ -107,9 +107,18 @@ impl Session {
         }
     }
 
-    /// Says what waited for last words before it, those that wait on disk among them.
-    fn say_pending(&mut self, effects: &mut Effects) {
-        let behind = self.is_attached() && self.delivery.is_behind();
+    /// The utterance was taken after all: that it was refused is not said any more.
+    pub(super) fn void_refusal(&mut self, index: u64) {
+        self.pending.retain(|said| said.refused != Some(index));
+    }
+
+    /// Says what waited for last words before it, those that wait on disk among them, or for a
+    /// client that is away and may come back.
+    pub(super) fn say_pending(&mut self, effects: &mut Effects) {
+        let behind = match self.is_attached() {
+            true => self.delivery.is_behind(),
+            false => self.profile.resume,
+        };
         while !behind && self.pending.front().is_some_and(|p| p.job.is_none()) {
             if let Some(said) = self.pending.pop_front() {
                 effects.push(Effect::Send(said.frame, None));

@@ -445,6 +445,7 @@ impl Session {
         if let Some(after) = self.delivery.wants() {
             effects.push(Effect::Replay(after));
         }
+        self.say_pending(effects);
         true
     }
 

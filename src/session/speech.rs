@@ -232,6 +232,7 @@ impl Session {
 
     /// The submission of `index` made a job.
     pub fn submitted(&mut self, index: u64, job: JobId) {
+        self.void_refusal(index);
         self.sequencer.open(index);
         self.open.insert(index, job);
     }
