@@ -4,7 +4,7 @@
 //! Three floors; imports go down only:
 //!
 //! ```text
-//! SHELL    server   cli   peer              performs: sockets, the clock, tasks
+//! SHELL    server   sim   cli   peer        performs: sockets, the clock, tasks
 //! CORE     tenant   session   job   node    decides: never awaits, is told the time
 //! GROUND   protocol config telemetry store transport    serves: no opinions
 //! ```
@@ -28,5 +28,6 @@ pub mod tenant;
 
 pub mod peer;
 pub mod server;
+pub mod sim;
 
 pub mod cli;

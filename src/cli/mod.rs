@@ -9,6 +9,7 @@ mod http;
 mod inspect;
 mod node;
 mod serve;
+mod simulate;
 mod speak;
 mod systemd;
 
@@ -55,6 +56,8 @@ enum Verb {
     Node(node::Args),
     /// Speak a WAV file to a server and save what comes back.
     Speak(speak::Args),
+    /// Run the core in a virtual world with faults and judges.
+    Simulate(simulate::Args),
     /// Show what happened to a job, or what a closed database holds.
     Inspect(inspect::Args),
     /// Show, send again or drop what could not be brought to its end.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(args),
         Verb::Node(args) => node::run(args),
         Verb::Speak(args) => speak::run(args),
+        Verb::Simulate(args) => simulate::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
     };

@@ -303,6 +303,17 @@ impl Scheduler {
         self.end(&job, Event::GiveUp(Outcome::Failed), verdict, None, now, effects);
     }
 
+    /// The job of this submission, if it came before: to be asked before anything speaks against
+    /// taking it, for what was taken is not refused afterwards.
+    pub fn known(&self, submission: &Submission) -> Result<Option<JobId>, Denied> {
+        let key = table::idempotency_key(&submission.spec);
+        let known = self.repeated(key, table::client_key(submission))?;
+        if known.is_some() {
+            self.metrics.jobs_repeated.inc();
+        }
+        Ok(known)
+    }
+
     /// The job of a submission that came before, if it did.
     fn repeated(&self, key: u128, named: Option<(u128, u32)>) -> Result<Option<JobId>, Denied> {
         let keys = self.keys.pin();
@@ -328,6 +339,7 @@ impl Scheduler {
     pub fn restore(&self, id: JobId, speaker: &Arc<Speaker>, submission: Submission, now: Now) {
         let key = table::idempotency_key(&submission.spec);
         self.admission.readmit(&speaker.open);
+        speaker.close_turn_before(submission.spec.turn);
         let job = Arc::new(self.make(id, (key, None), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
         self.keys.pin().insert(key, Known { job: id, digest: 0 });

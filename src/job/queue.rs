@@ -1,10 +1,8 @@
 //! Jobs that found no slot, first come first served per pair.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-
-use foldhash::HashMap;
 
 use super::place::Placed;
 use super::state::Phase;
@@ -20,7 +18,7 @@ const LOOK_AHEAD: usize = 64;
 /// The waiting jobs, owned by one task.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
-    by_pair: HashMap<Pair, VecDeque<Arc<Job>>>,
+    by_pair: BTreeMap<Pair, VecDeque<Arc<Job>>>,
 }
 
 impl WaitQueue {

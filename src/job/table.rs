@@ -266,6 +266,21 @@ impl Speaker {
         }
     }
 
+    /// The end of that turn became no job: it gets no further one.
+    pub fn end_turn(&self, id: TurnId) {
+        if let Some(turn) = self.turn.load_full().filter(|turn| turn.id == id) {
+            turn.close();
+        }
+    }
+
+    /// Jobs of that turn follow: the one before it gets no further one, though its end may never
+    /// have become a job.
+    pub(super) fn close_turn_before(&self, id: TurnId) {
+        if let Some(turn) = self.turn.load_full().filter(|turn| turn.id != id) {
+            turn.close();
+        }
+    }
+
     /// The turn of that id with the job entered, made if it is new. Only the session's own task and
     /// recovery call this, one after the other.
     pub(super) fn turn_of(&self, id: TurnId, job: JobId) -> Arc<Turn> {

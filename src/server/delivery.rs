@@ -41,6 +41,11 @@ impl SessionTask {
             Effect::Submit(cutting) => self.submit(*cutting, now),
             Effect::Record { index, job, frame } => self.record(index, job, frame).await,
             Effect::Cancel(jobs) => self.cancel(jobs, now),
+            Effect::EndTurn(turn) => {
+                if let Some(open) = &self.open {
+                    open.speaker.end_turn(turn);
+                }
+            }
             Effect::Silence(cut, bytes) => {
                 metrics.silences.with_label_values(&[cut.as_str()]).inc();
                 metrics.audio_dropped.with_label_values(&["silence"]).inc_by(bytes as u64);

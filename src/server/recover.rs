@@ -83,6 +83,8 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         shared.scheduler.remember(key, row.job, left_ms, now, &mut effects);
     }
     let sessions = returned.len();
+    // Nobody will speak on for these.
+    strangers.values().for_each(|speaker| speaker.close_turn());
     // Before the jobs move, so that no outcome finds its session missing.
     for back in returned.into_values() {
         tokio::spawn(back.task(shared, now).run());

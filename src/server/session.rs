@@ -79,6 +79,8 @@ impl SessionTask {
         let shared = Arc::clone(&self.shared);
         let mut closing = shared.closing.subscribe();
         let (mut drain, mut draining) = (shared.drain.subscribe(), false);
+        // What became of a session when it was restored.
+        self.perform(shared.now()).await;
         while self.line.is_some() || self.open.is_some() {
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));
@@ -365,6 +367,7 @@ impl SessionTask {
 
     pub(super) fn submit(&mut self, cutting: Cutting, now: Now) {
         let index = cutting.spec.utterance_index;
+        let ending = cutting.spec.cut.closes_turn().then_some(cutting.spec.turn);
         let outcome = self.try_submit(cutting, now);
         let Some(open) = &mut self.open else { return };
         match outcome {
@@ -376,6 +379,9 @@ impl SessionTask {
             Err(denied) => {
                 self.shared.metrics.jobs_refused.with_label_values(&[denied.as_str()]).inc();
                 warn!(session = %open.handle.id, utterance = index, %denied, "utterance refused");
+                if let Some(turn) = ending {
+                    open.speaker.end_turn(turn);
+                }
                 if denied == Denied::Conflict {
                     open.session.conflicting(index, &mut self.effects);
                 } else {
@@ -393,6 +399,12 @@ impl SessionTask {
 
     fn try_submit(&mut self, cutting: Cutting, now: Now) -> Result<Submitted, Denied> {
         let Some(open) = &mut self.open else { return Err(Denied::SessionFull) };
+        let Cutting { spec, audio, received_us, chunks, key } = cutting;
+        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
+        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
+        if let Some(job) = self.shared.scheduler.known(&submission)? {
+            return Ok(Submitted::Repeated(job));
+        }
         if open.session.owes_acks() {
             return Err(Denied::Unacknowledged);
         }
@@ -409,9 +421,6 @@ impl SessionTask {
                 return Err(Denied::StoreFull);
             }
         }
-        let Cutting { spec, audio, received_us, chunks, key } = cutting;
-        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
-        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
         self.shared.scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Pending {
     index: u64,
     /// None of what is not kept.
     job: Option<JobId>,
+    /// The utterance, if it was refused: once that is said, its speech is not awaited any more.
+    refused: Option<u64>,
     frame: Bytes,
     /// It was sent before it was on disk.
     told: bool,
@@ -108,11 +110,25 @@ impl Session {
         }
     }
 
-    /// Says what waited for last words before it.
-    fn say_pending(&mut self, effects: &mut Effects) {
-        while self.pending.front().is_some_and(|p| p.job.is_none()) {
+    /// The utterance was taken after all: that it was refused is not said any more.
+    pub(super) fn void_refusal(&mut self, index: u64) {
+        self.pending.retain(|said| said.refused != Some(index));
+    }
+
+    /// Says what waited for last words before it, those that wait on disk among them, or for a
+    /// client that is away and may come back.
+    pub(super) fn say_pending(&mut self, effects: &mut Effects) {
+        let behind = match self.is_attached() {
+            true => self.delivery.is_behind(),
+            false => self.profile.resume,
+        };
+        while !behind && self.pending.front().is_some_and(|p| p.job.is_none()) {
             if let Some(said) = self.pending.pop_front() {
                 effects.push(Effect::Send(said.frame, None));
+                if let Some(index) = said.refused {
+                    self.stream.refused(index);
+                    self.tell_chunks(effects);
+                }
             }
         }
     }
@@ -155,6 +171,7 @@ impl Session {
                 effects.push(Effect::Deliver { frame: self.numbered(&frame, seq), job, seq });
             }
         }
+        self.say_pending(effects);
     }
 
     /// The client says what it has processed.
@@ -270,7 +287,7 @@ impl Session {
                 }
                 Release::Gap(index) => {
                     let frame = self.missing(index, "gap_timeout", now);
-                    self.say(frame, effects);
+                    self.say(frame, None, effects);
                 }
             }
         }
@@ -280,20 +297,26 @@ impl Session {
     fn keep(&mut self, index: u64, job: JobId, frame: Bytes, effects: &mut Effects) {
         if job == JobId(0) {
             // Refused: nothing was kept, so there is nothing to hold on to.
-            return self.say(frame, effects);
+            return self.say(frame, Some(index), effects);
         }
         let told = self.tells_at_once;
         if told {
             effects.push(Effect::Send(frame.clone(), Some(job)));
             self.told.push_back(Told { job, seq: None, flushed: false });
         }
-        self.pending.push_back(Pending { index, job: Some(job), frame: frame.clone(), told });
+        self.pending.push_back(Pending {
+            index,
+            job: Some(job),
+            refused: None,
+            frame: frame.clone(),
+            told,
+        });
         effects.push(Effect::Record { index, job, frame });
     }
 
     /// Says something that is not kept, behind the last words before it.
-    fn say(&mut self, frame: Bytes, effects: &mut Effects) {
-        self.pending.push_back(Pending { index: 0, job: None, frame, told: false });
+    fn say(&mut self, frame: Bytes, refused: Option<u64>, effects: &mut Effects) {
+        self.pending.push_back(Pending { index: 0, job: None, refused, frame, told: false });
         self.say_pending(effects);
     }
 }

@@ -176,6 +176,8 @@ pub enum Effect {
     },
     /// Nobody wants these jobs any more.
     Cancel(Vec<JobId>),
+    /// No job will end this turn: its jobs wait for none.
+    EndTurn(TurnId),
     /// A cut in which nothing was said made no utterance.
     Silence(Cut, usize),
     /// Audio went without becoming an utterance.
@@ -265,6 +267,10 @@ pub struct Session {
     groups: Groups,
     /// The turn that has begun and is not over.
     turn: Option<TurnId>,
+    /// That turn began in an earlier life of the server and nothing of its rest is held: until this
+    /// moment the client may speak on, monotonic microseconds.
+    turn_until: Option<u64>,
+    pause_ms: u64,
     /// Index of the next utterance cut from the stream.
     next_index: u64,
     /// Indices given to utterances cut from the stream: a client's own may not collide with them.
@@ -311,12 +317,14 @@ impl Session {
             groups: Groups::new(id, config.group_window_ms),
             padding_manual_ms: segmenter.padding_manual_ms,
             padding_auto_ms: segmenter.padding_auto_ms,
+            pause_ms: segmenter.pause_ms,
             segmenter: Segmenter::new(segmenter, profile.audio_format, profile.sample_rate),
             profile,
             config,
             cuts: Vec::new(),
             releases: Vec::new(),
             turn: None,
+            turn_until: None,
             next_index: 0,
             stream_indices: Vec::new(),
             expected: 0,
@@ -350,6 +358,10 @@ impl Session {
         self.turn = past.turn;
         self.segmenter.restore(past.turn.is_some());
         self.detach(now, effects);
+        if self.is_idle_orphan() {
+            // Nothing will ever happen to it that could end it.
+            effects.push(Effect::Ended);
+        }
     }
 
     /// The answer to `session_init`; with the secret by which a client that offered to can come
@@ -407,6 +419,8 @@ impl Session {
         let Some(resumed) = self.delivery.attach(last_seq) else { return false };
         self.detached_until = None;
         self.segmenter.resume(now);
+        let rest_is_gone = self.turn.is_some() && self.segmenter.held() == 0;
+        self.turn_until = (rest_is_gone && self.pause_ms > 0).then(|| now.after_ms(self.pause_ms));
         let utterances = self
             .open
             .iter()
@@ -430,10 +444,19 @@ impl Session {
         if let Some(after) = self.delivery.wants() {
             effects.push(Effect::Replay(after));
         }
+        self.say_pending(effects);
         true
     }
 
+    /// The turn of an earlier life is over without a job that ends it.
+    fn end_turn(&mut self, effects: &mut Effects) {
+        self.turn_until = None;
+        self.segmenter.restore(false);
+        effects.extend(self.turn.take().map(Effect::EndTurn));
+    }
+
     fn detach(&mut self, now: Now, effects: &mut Effects) {
+        self.turn_until = None;
         self.delivery.detach();
         self.segmenter.suspend();
         let window_ms =
@@ -451,6 +474,7 @@ impl Session {
             self.sequencer.gap_over_at(),
             self.closing_until,
             self.detached_until,
+            self.turn_until,
             self.delivery.barrier_due(),
         ];
         timers.into_iter().flatten().chain(held).min()
@@ -531,6 +555,9 @@ impl Session {
     fn tick(&mut self, now: Now, effects: &mut Effects) {
         self.segmenter.tick(now, &mut self.cuts);
         self.cut(now, effects);
+        if self.turn_until.is_some_and(|until| until <= now.us) {
+            self.end_turn(effects);
+        }
         let wait = self.config.utterance_gap_wait_ms * 1_000;
         while self.held.values().next().is_some_and(|h| h.since_us + wait <= now.us) {
             self.skip_to_held(effects);

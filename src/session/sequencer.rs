@@ -41,9 +41,10 @@ impl<T> Sequencer<T> {
         Self { gap_wait_us: gap_wait_ms * 1_000, entries: BTreeMap::new(), late: Vec::new() }
     }
 
-    /// An utterance is being done: later ones wait for it.
+    /// An utterance is being done: later ones wait for it. What was to be told of it before, and
+    /// was not yet, is void.
     pub fn open(&mut self, index: u64) {
-        self.entries.entry(index).or_insert(Entry::Open);
+        self.entries.insert(index, Entry::Open);
     }
 
     /// The utterance was told of and is being done again: its result is a late one.

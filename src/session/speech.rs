@@ -28,6 +28,11 @@ impl Session {
                 Some(had) => drop(audio.split_to(had)),
             }
         }
+        if !audio.is_empty() {
+            self.turn_until = None;
+        } else if is_final && self.turn_until.is_some() {
+            self.end_turn(effects);
+        }
         let taken = self.segmenter.push(&audio, client_timestamp_ms, now, &mut self.cuts);
         if self.profile.audio_ack {
             self.stream.took(seq, if taken.is_ok() { audio.len() } else { 0 });
@@ -227,6 +232,7 @@ impl Session {
 
     /// The submission of `index` made a job.
     pub fn submitted(&mut self, index: u64, job: JobId) {
+        self.void_refusal(index);
         self.sequencer.open(index);
         self.open.insert(index, job);
     }
@@ -265,8 +271,6 @@ impl Session {
             return;
         }
         self.sequencer.open(index);
-        self.stream.refused(index);
-        self.tell_chunks(effects);
         let (code, reason) = (refusal.code.as_str(), refusal.reason());
         self.ui(UiEvent::Error, index, None, Some(code), None, effects);
         if self.profile.typed_errors {
