@@ -58,7 +58,11 @@ async fn a_job_that_took_its_nodes_down_is_kept_with_its_speech_and_can_be_done_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_for_a_session_that_is_gone_is_a_letter_that_shows_it() {
-    let server = TestServer::start(|config| config.store.outbox_retention_ms = 1).await;
+    let server = TestServer::start(|config| {
+        config.store.outbox_retention_ms = 1;
+        config.store.expiry_pause_ms = 0;
+    })
+    .await;
     let (mut client, session) = server.session("zh", "en").await;
     let letter = poison(&server, &mut client, &session).await;
     drop(client);

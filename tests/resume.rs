@@ -381,6 +381,7 @@ async fn results_nobody_came_for_in_time_become_dead_letters() {
     let change = |c: &mut utterd::config::Config| {
         c.session.resume_window_ms = 60_000;
         c.store.outbox_retention_ms = 1;
+        c.store.expiry_pause_ms = 0;
     };
     let server = TestServer::start(change).await;
     let mut node = server.node("n1", &LANGUAGES).await;

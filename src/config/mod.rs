@@ -378,6 +378,8 @@ section! {
         dead_letter_retention_ms: u64 = 86_400_000, "ms", from_to(0, 365 * DAY_MS);
         /// Dead letters kept; the oldest go first.
         dead_letters_max: u64 = 10_000, "rows", from_to(0, 100_000_000);
+        /// How long after a start nothing kept is too old: the clock may have been moved.
+        expiry_pause_ms: u64 = 60_000, "ms", from_to(0, DAY_MS);
         /// Room set aside on the disk, given up when it is full so that rows can be deleted; 0 for
         /// none.
         ballast_bytes: u64 = 67_108_864, "bytes", from_to(0, 16 * GIB);

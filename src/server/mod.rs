@@ -303,6 +303,7 @@ fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), Sto
         outbox_retention_ms: config.store.outbox_retention_ms,
         dead_letter_retention_ms: config.store.dead_letter_retention_ms,
         dead_letters_max: config.store.dead_letters_max,
+        expiry_pause_ms: config.store.expiry_pause_ms,
         ballast_bytes: config.store.ballast_bytes,
         watermarks: watermarks(&config.store),
         ..StoreOptions::default()

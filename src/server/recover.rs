@@ -20,6 +20,9 @@ use crate::session::{Past, Profile};
 use crate::store::{JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, Write};
 use crate::telemetry::Now;
 
+/// How long a key that was taken back is remembered at least: the clock may have been moved.
+const KEY_MS_MIN: u64 = 60_000;
+
 /// The pool configuration to begin with and its version: the stored one if an operator changed it
 /// while the server ran, else the file's.
 pub(super) fn pools(config: &Config, stored: Option<&PoolConfigRow>) -> (Vec<Pool>, u64) {
@@ -78,7 +81,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         shared.scheduler.restore(row.id, &speaker, submission, now);
     }
     for row in &recovered.idempotency {
-        let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms);
+        let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms).max(KEY_MS_MIN);
         let key = (row.key, row.digest);
         shared.scheduler.remember(key, row.job, left_ms, now, &mut effects);
     }

@@ -152,6 +152,7 @@ pub(super) fn store_options(config: &Config) -> StoreOptions {
         outbox_retention_ms: config.store.outbox_retention_ms,
         dead_letter_retention_ms: config.store.dead_letter_retention_ms,
         dead_letters_max: config.store.dead_letters_max,
+        expiry_pause_ms: config.store.expiry_pause_ms,
         ballast_bytes: 64 << 10,
         ..StoreOptions::default()
     }

@@ -104,7 +104,7 @@ impl Engine {
             reader: Reader { state: Arc::new(ArcSwap::from_pointee(Reading::Of(db.clone()))) },
             db: Some(db),
             io,
-            ledger: Ledger::new(options),
+            ledger: Ledger::new(options, now_ms),
             pending: None,
             noted: Noted::default(),
             around_commit: Arc::new(|_| Ok(())),
@@ -276,7 +276,7 @@ fn open_once(
     now_ms: u64,
 ) -> Result<(Arc<Database>, Recovered), StoreError> {
     let db = Arc::new(recovery::open(medium, io, options.cache_bytes, now_ms)?);
-    recovery::recover(db, &medium.file(), now_ms)
+    recovery::recover(db, &medium.file(), (now_ms, options.expiry_pause_ms > 0))
 }
 
 /// Whether an error means that there is no room: only a write says so, and only if nothing else

@@ -35,6 +35,8 @@ pub(super) struct Ledger {
     outbox_retention_ms: u64,
     dead_letter_retention_ms: u64,
     dead_letters_max: u64,
+    /// Before this moment nothing is too old, Unix milliseconds.
+    expires_from_ms: u64,
     early_ends: EarlyEnds,
     batch: Batch,
 }
@@ -114,7 +116,7 @@ struct Burial<'a> {
 }
 
 impl Ledger {
-    pub(super) fn new(options: &StoreOptions) -> Self {
+    pub(super) fn new(options: &StoreOptions, now_ms: u64) -> Self {
         Self {
             keep_audio: options.keep_audio,
             terminal_retention_ms: options.terminal_retention_ms,
@@ -122,6 +124,7 @@ impl Ledger {
             outbox_retention_ms: options.outbox_retention_ms,
             dead_letter_retention_ms: options.dead_letter_retention_ms,
             dead_letters_max: options.dead_letters_max,
+            expires_from_ms: now_ms.saturating_add(options.expiry_pause_ms),
             early_ends: EarlyEnds::default(),
             batch: Batch::new(CountersRow { commits: 0, next_dead_letter: 1 }),
         }
@@ -191,10 +194,13 @@ impl Ledger {
         }
         let rows = PRUNE_ROWS + 2 * self.batch.settled;
         // Where the clock is younger than the retention, nothing is old.
-        let before_ms = |retention_ms| now_ms.checked_sub(retention_ms);
+        let expires = now_ms >= self.expires_from_ms;
+        let before_ms = |kept_ms| now_ms.checked_sub(kept_ms).filter(|_| expires);
         let ended = before_ms(self.terminal_retention_ms);
         repeat(rows, || tables.prune_terminal(ended, self.terminal_rows_max))?;
-        repeat(rows, || tables.prune_idempotency(now_ms))?;
+        if expires {
+            repeat(rows, || tables.prune_idempotency(now_ms))?;
+        }
         if let Some(idle) = before_ms(self.outbox_retention_ms) {
             self.prune_idle(tables, idle, rows, now_ms)?;
         }

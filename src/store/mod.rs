@@ -73,6 +73,9 @@ pub struct StoreOptions {
     pub dead_letter_retention_ms: u64,
     /// How many dead letters are kept; the oldest go first.
     pub dead_letters_max: u64,
+    /// How long after an opening nothing is too old, in milliseconds: the clock of the machine may
+    /// have been moved since rows were written, and nothing may be given up for that at once.
+    pub expiry_pause_ms: u64,
     /// Room set aside on the disk, to be given up when it is full so that rows can be deleted, in
     /// bytes; 0 for none.
     pub ballast_bytes: u64,
@@ -97,6 +100,7 @@ impl Default for StoreOptions {
             outbox_retention_ms: 120_000,
             dead_letter_retention_ms: DAY_MS,
             dead_letters_max: 10_000,
+            expiry_pause_ms: 0,
             ballast_bytes: 64 << 20,
             watermarks: Watermarks::default(),
             lane_results: 65_536,
@@ -207,7 +211,7 @@ pub struct Recovered {
     pub jobs: Vec<RecoveredJob>,
     /// Sessions not closed, by id.
     pub sessions: Vec<RecoveredSession>,
-    /// Keys that have not expired.
+    /// Keys that have not expired, or, where there is a pause of expiry, that are still there.
     pub idempotency: Vec<IdemRow>,
     /// Nodes seen.
     pub nodes: Vec<NodeRow>,

@@ -113,12 +113,12 @@ pub(super) fn panicked() -> StorageError {
 pub(super) fn recover(
     db: Arc<Database>,
     file: &Path,
-    now_ms: u64,
+    (now_ms, keep_keys): (u64, bool),
 ) -> Result<(Arc<Database>, Recovered), StoreError> {
     let whole = || -> Result<(u32, Scan), StoreError> {
         let txn = db.begin_read()?;
         let meta = believed_meta(&txn, file)?;
-        let scan = Scan::read(&txn, now_ms)?;
+        let scan = Scan::read(&txn, now_ms, keep_keys)?;
         drop(txn);
         Ok((scan.put_aside(&db, file, meta, now_ms)?, scan))
     };
@@ -216,21 +216,25 @@ struct Scan {
 }
 
 impl Scan {
-    fn read(txn: &ReadTransaction, now_ms: u64) -> Result<Self, StoreError> {
+    fn read(txn: &ReadTransaction, now_ms: u64, keep_keys: bool) -> Result<Self, StoreError> {
         let mut scan = Self::default();
-        scan.read_small_tables(txn, now_ms)?;
+        scan.read_small_tables(txn, |key| keep_keys || key.expires_unix_ms > now_ms)?;
         scan.read_jobs(txn)?;
         let owed = scan.read_outbox(txn)?;
         scan.read_sessions(txn, &owed, now_ms)?;
         Ok(scan)
     }
 
-    fn read_small_tables(&mut self, txn: &ReadTransaction, now_ms: u64) -> Result<(), StoreError> {
+    fn read_small_tables(
+        &mut self,
+        txn: &ReadTransaction,
+        counts: impl Fn(&IdemRow) -> bool,
+    ) -> Result<(), StoreError> {
         let (idempotency, nodes) = (&mut self.idempotency, &mut self.nodes);
         let bad = &mut self.bad;
         each(txn, tables::IDEMPOTENCY, bad, Place::Idempotency, |key, row: IdemRow| {
             let own = row.key == key;
-            if own && row.expires_unix_ms > now_ms {
+            if own && counts(&row) {
                 idempotency.push(row);
             }
             own

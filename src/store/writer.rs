@@ -7,9 +7,9 @@
 //! The thread parks when the lanes are empty and ends the process when the disk fails it. It
 //! knows the effect of a write on the tables and nothing of why a job ended.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -55,9 +55,13 @@ impl Default for Hooks {
     }
 }
 
+/// The clock of the machine when this process first asked, and what has passed since: moving that
+/// clock makes nothing older.
 fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    static BEGAN: OnceLock<(Instant, Duration)> = OnceLock::new();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (began, unix) = BEGAN.get_or_init(|| (Instant::now(), now()));
+    u64::try_from((*unix + began.elapsed()).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// After a failed sync nobody knows which pages reached the disk, and a second sync may claim

@@ -69,8 +69,15 @@ impl Handle {
     }
 }
 
+/// These write what passes through them into the log, which may be what somebody said.
+const INDISCREET: &str = "tungstenite=warn,tokio_tungstenite=warn,hyper=warn";
+
 fn parse(level: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))
+    // Checked by itself first, so that a fault is told in the words it was written in.
+    EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))?;
+    // Of two directives for one target the later counts.
+    EnvFilter::try_new(format!("{level},{INDISCREET}"))
+        .map_err(|error| LogError::Filter(error.to_string()))
 }
 
 fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
@@ -101,7 +108,7 @@ mod tests {
             assert!(first.level().contains("utterd=debug"), "{}", first.level());
             assert_eq!(second.set_level("a=b=c"), Err(parse("a=b=c").unwrap_err()));
             second.set_level("off").unwrap();
-            assert_eq!(first.level(), "off");
+            assert!(first.level().ends_with("off"), "{}", first.level());
         } else {
             assert_eq!(second.set_level("off"), Err(LogError::Foreign));
         }

@@ -15,6 +15,9 @@ use crate::sim::env::Env;
 use crate::store::{JobRow, NodeRow, Recovered, RecoveredJob, RecoveredSession, Write};
 use crate::telemetry::Now;
 
+/// As the server has it.
+const KEY_MS_MIN: u64 = 60_000;
+
 /// A session that was open, and what is known of it.
 struct Returned {
     open: Open,
@@ -61,7 +64,7 @@ impl Life {
             self.scheduler.restore(row.id, &speaker, submission, now);
         }
         for row in &recovered.idempotency {
-            let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms);
+            let left_ms = row.expires_unix_ms.saturating_sub(now.unix_ms).max(KEY_MS_MIN);
             let key = (row.key, row.digest);
             self.scheduler.remember(key, row.job, left_ms, now, &mut effects);
         }

@@ -280,6 +280,28 @@ fn nodes_pools_and_unexpired_keys_come_back() {
 }
 
 #[test]
+fn a_clock_that_was_moved_makes_nothing_too_old_at_once() {
+    static CLOCK: AtomicU64 = AtomicU64::new(NOW_MS);
+    let dir = TempDir::new().unwrap();
+    let options = StoreOptions { expiry_pause_ms: 60_000, ..StoreOptions::default() };
+    let hooks = || Hooks { now_ms: || CLOCK.load(SeqCst), ..hooks() };
+    let (store, _) = Store::open_with(dir.path(), options.clone(), hooks()).unwrap();
+    let idem = IdemRow { key: 1, job: JobId(1), digest: 9, expires_unix_ms: NOW_MS + 300_000 };
+    let (row, audio) = (Box::new(full_job(1)), Audio::Raw(Bytes::new()));
+    put(&store, Write::AcceptJob { row, audio, idempotency: Some(idem.clone()) });
+    put(&store, settle(1, 77, None));
+    drop(store);
+    CLOCK.fetch_add(3 * 24 * 3_600_000, SeqCst);
+    let (store, again) = Store::open_with(dir.path(), options, hooks()).unwrap();
+    assert_eq!(again.idempotency, [idem]);
+    put(&store, settle(2, 77, None));
+    assert!(store.terminal(JobId(1)).unwrap().is_some(), "nothing goes in the first minute");
+    CLOCK.fetch_add(60_000, SeqCst);
+    put(&store, settle(3, 77, None));
+    assert!(store.terminal(JobId(1)).unwrap().is_none(), "and then it does");
+}
+
+#[test]
 fn a_renewed_key_outlives_its_first_expiry() {
     static CLOCK: AtomicU64 = AtomicU64::new(0);
     let dir = TempDir::new().unwrap();

@@ -1,0 +1,81 @@
+//! What people say, and what opens their sessions, is in no log and no metric.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use support::{FakeNode, Peer, http, register_message, speech};
+
+/// Said, translated, and refused: words that occur nowhere else.
+const CANARIES: [&str; 3] = ["quetzalcoatl", "axolotlish", "chinchillada"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_utterd"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(data.path())
+        .env("UTTERD_LOG_LEVEL", "trace")
+        .env("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = server.stderr.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let addr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+
+    let node = Peer::connect(addr, "/ws/node").await;
+    let node = FakeNode::register(node, "n1", &["zh", "en"]);
+    let mut node = node.await;
+    let mut client = Peer::connect(addr, "/ws/session").await;
+    client
+        .send(json!({"type": "session_init", "client_version": "t", "platform": "web",
+            "src_lang": "zh", "tgt_lang": "en", "extensions": ["resume", "accepted"]}))
+        .await;
+    let ack = client.expect("session_init_ack").await;
+    let session = ack["session_id"].as_str().unwrap().to_owned();
+    let secret = ack["resume_secret"].as_str().unwrap().to_owned();
+    // A heartbeat has it in the pools for certain.
+    node.peer.send(register_message(Some("n1"), &["zh", "en"])).await;
+    client.sentence(&session).await;
+    let job = node.assignment().await;
+    node.peer
+        .send(json!({"type": "asr_partial", "job_id": job["job_id"], "text": CANARIES[0],
+            "is_final": false}))
+        .await;
+    let mut result = node.result(&job, CANARIES[1]);
+    result["tts_audio"] = base64_simd::STANDARD.encode_to_string(CANARIES[2]).into();
+    node.peer.send(result).await;
+    client.expect("translation_result").await;
+    // Not understood: whatever is said about it may not repeat it.
+    client.send_text(&format!("{{\"type\":\"utterance\",\"audio\":\"{}\"}}", CANARIES[0])).await;
+    client.expect("error").await;
+    for wrong in [false, true] {
+        let tried = if wrong { secret.replace(|_| true, "f") } else { secret.clone() };
+        let mut back = Peer::connect(addr, "/ws/session").await;
+        back.send(json!({"type": "session_resume", "session_id": session, "epoch": 0,
+            "resume_secret": tried, "last_seq": 0}))
+            .await;
+        back.expect("session_resume_ack").await;
+    }
+    let (_, metrics) = http(addr, "GET", "/metrics", "").await;
+    server.kill().unwrap();
+    server.wait().unwrap();
+
+    let log = log.join().unwrap().unwrap();
+    assert!(log.contains(&session), "the log is as loud as it can be");
+    let speech = base64_simd::STANDARD.encode_to_string(speech(256));
+    let spoken = base64_simd::STANDARD.encode_to_string(CANARIES[2]);
+    for canary in CANARIES.iter().copied().chain([&*secret, &speech[..64], &spoken]) {
+        assert!(!log.contains(canary), "`{canary}` is in the log");
+        assert!(!metrics.contains(canary), "`{canary}` is in the metrics");
+    }
+}
