@@ -66,6 +66,43 @@ fn the_manual_lists_every_setting_metric_and_former_key() {
 }
 
 /// Ids and numbers differ from run to run; everything else must not.
+/// All Rust sources below a directory, as one text.
+fn sources(below: &str) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(path(below)).unwrap().map(Result::unwrap) {
+        let name = format!("{below}/{}", entry.file_name().to_string_lossy());
+        match entry.file_type().unwrap().is_dir() {
+            true => text += &sources(&name),
+            false if name.ends_with(".rs") => text += &read(&name),
+            false => {}
+        }
+    }
+    text
+}
+
+#[test]
+fn every_promise_is_guarded_by_a_check_that_exists() {
+    let text = read("docs/DURABILITY.md");
+    let rows: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("| I") || line.starts_with("| L")).collect();
+    assert_eq!(rows.len(), 24 + 5);
+    let (checks, judges) = (sources("src") + &sources("tests"), sources("src/sim/judge"));
+    for row in rows {
+        let number = row[2..].split(' ').next().unwrap();
+        let guards = row.rsplit('|').nth(1).unwrap();
+        assert!(!guards.trim().is_empty(), "{number} is guarded by nothing");
+        for name in guards.split('`').skip(1).step_by(2).filter(|name| !name.contains("::")) {
+            let exists = match name.contains('/') {
+                true => path(name).exists(),
+                false => checks.contains(&format!("fn {name}(")),
+            };
+            assert!(exists, "{number} names `{name}`, which is not there");
+        }
+        let judged = guards.contains(&format!("judge {number}"));
+        assert!(!judged || judges.contains(&format!("{number}: ")), "no judge names {number}");
+    }
+}
+
 fn normalised(transcript: &str) -> Vec<String> {
     let word = |w: &str| {
         let id = w.starts_with("job-") || w.starts_with("node-") || w.starts_with("s-");
