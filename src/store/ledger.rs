@@ -13,7 +13,7 @@ use redb::ReadableTable;
 
 use super::codec;
 use super::record::*;
-use super::tables::{ONLY, Tables};
+use super::tables::{ONLY, Tables, TakenJob};
 use super::{Committed, StoreError, StoreOptions, Write};
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Audio;
@@ -145,14 +145,8 @@ impl Ledger {
     ) -> Result<Committed, StoreError> {
         match write {
             Write::SettleJob { terminal, outbox, dead } => {
-                let settled = self.settle(tables, terminal, outbox.as_deref(), now_ms)?;
-                if *dead && let Some(job) = settled.job {
-                    self.bury_job(tables, terminal, job, settled.seq, now_ms)?;
-                }
-                return Ok(Committed {
-                    outbox_seq: settled.seq,
-                    ended_before: settled.ended_before,
-                });
+                let end = End { terminal, frame: outbox.as_deref(), dead: *dead };
+                return self.settle(tables, end, now_ms);
             }
             Write::Delivered { session, through_seq } => tables.deliver(session.0, *through_seq)?,
             Write::Forfeit { session, through_seq, why } => {
@@ -235,30 +229,25 @@ impl Ledger {
     fn settle(
         &mut self,
         tables: &mut Tables<'_>,
-        terminal: &TerminalRow,
-        outbox: Option<&[u8]>,
+        End { terminal, frame, dead }: End<'_>,
         now_ms: u64,
-    ) -> Result<Settled, StoreError> {
+    ) -> Result<Committed, StoreError> {
         let id = terminal.id.0;
         if tables.terminals.get(id)?.is_some() {
-            return Ok(Settled { seq: None, ended_before: true, job: None });
+            return Ok(Committed { outbox_seq: None, ended_before: true });
         }
         self.batch.settled += 1;
         tables.put_terminal(terminal)?;
-        let row = tables.jobs.remove(id)?.map(|value| value.value().to_vec());
-        let audio = tables.audio.remove(id)?.map(|value| value.value().to_vec());
-        if row.is_none() {
+        let job = tables.take_job(id, dead)?;
+        if job.is_none() {
             self.batch.early_ends.insert(id, Some(EarlyEnd { letter: None }));
         }
         let progress = self.progress(tables, terminal.session, now_ms)?;
         let behind = terminal.utterance_index.saturating_add(1);
         progress.next_index = progress.next_index.max(behind);
-        let mut settled =
-            Settled { seq: None, ended_before: false, job: Some(Removed { row, audio }) };
-        if let Some(frame) = outbox {
-            let seq = progress.next_seq;
+        let seq = frame.map(|_| progress.next_seq);
+        if let (Some(seq), Some(frame)) = (seq, frame) {
             progress.next_seq += 1;
-            settled.seq = Some(seq);
             tables.put_outbox(&OutboxRow {
                 session: terminal.session,
                 seq,
@@ -268,7 +257,10 @@ impl Ledger {
                 frame: frame.to_vec(),
             })?;
         }
-        Ok(settled)
+        if dead {
+            self.bury_job(tables, terminal, job, seq, now_ms)?;
+        }
+        Ok(Committed { outbox_seq: seq, ended_before: false })
     }
 
     /// Keeps a job that has just ended as a dead letter. Where its acceptance is still to come,
@@ -277,19 +269,21 @@ impl Ledger {
         &mut self,
         tables: &mut Tables<'_>,
         of: &TerminalRow,
-        Removed { row, audio }: Removed,
+        job: Option<TakenJob>,
         seq: Option<u64>,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        let job_row = row.as_deref().and_then(|value| match codec::decode::<JobRow>(value) {
+        let early = job.is_none();
+        let TakenJob { row, audio } = job.unwrap_or_default();
+        let job_row = match codec::decode::<JobRow>(&row) {
             Ok(row) => Some(row),
+            Err(_) if early => None,
             Err(error) => {
                 self.batch.noted.bad_rows += 1;
                 tracing::error!(job = %of.id, %error, "a job cannot be kept as a dead letter");
                 None
             }
-        });
-        let early = row.is_none();
+        };
         let burial = Burial {
             job: of.id,
             session: of.session,
@@ -523,18 +517,13 @@ impl Batch {
     }
 }
 
-/// What settling a job came to.
-struct Settled {
-    seq: Option<u64>,
-    ended_before: bool,
-    /// The job, if this was its end.
-    job: Option<Removed>,
-}
-
-/// What was stored of a job that has just ended, in its stored form.
-struct Removed {
-    row: Option<Vec<u8>>,
-    audio: Option<Vec<u8>>,
+/// How a job ends.
+struct End<'a> {
+    terminal: &'a TerminalRow,
+    /// What its session is owed for it.
+    frame: Option<&'a [u8]>,
+    /// Whether the job is kept as a dead letter.
+    dead: bool,
 }
 
 /// Stores the progress of a session, and its place among those that are not open.

@@ -106,6 +106,21 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
+    /// Takes away a job that has ended, with its audio; none if it is not there. What was stored
+    /// is copied out only if it is wanted.
+    pub(super) fn take_job(
+        &mut self,
+        id: u128,
+        wanted: bool,
+    ) -> Result<Option<TakenJob>, StoreError> {
+        let copy = |value: &[u8]| if wanted { value.to_vec() } else { Vec::new() };
+        let Some(row) = self.jobs.remove(id)?.map(|value| copy(value.value())) else {
+            return Ok(None);
+        };
+        let audio = self.audio.remove(id)?.map(|value| copy(value.value()));
+        Ok(Some(TakenJob { row, audio }))
+    }
+
     /// Puts a key; one that was there before is replaced, with its place in the index.
     pub(super) fn put_idempotency(&mut self, row: &IdemRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
@@ -315,6 +330,13 @@ fn counters_in(meta: &impl ReadableTable<u8, &'static [u8]>) -> Result<CountersR
     let row = stored.map(|value| codec::decode::<CountersRow>(value.value())).transpose();
     let row = row.map_err(|error| StoreError::BadRow { table: "meta", error })?;
     Ok(row.unwrap_or(CountersRow { commits: 0, next_dead_letter: 1 }))
+}
+
+/// A job that was taken away, in its stored form.
+#[derive(Default)]
+pub(super) struct TakenJob {
+    pub(super) row: Vec<u8>,
+    pub(super) audio: Option<Vec<u8>>,
 }
 
 /// Frames taken out of what is owed.
