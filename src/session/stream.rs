@@ -131,8 +131,9 @@ impl Stream {
         if let Some(cut) = self.unkept.iter_mut().find(|cut| cut.index == index) {
             cut.kept = true;
         }
-        while let Some(cut) = self.unkept.pop_front_if(|cut| cut.kept) {
+        while let Some(cut) = self.unkept.front().filter(|cut| cut.kept) {
             self.safe = self.safe.max(cut.through);
+            self.unkept.pop_front();
         }
     }
 
