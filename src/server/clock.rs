@@ -1,9 +1,10 @@
 //! The one clock. Everything below the shell is told the time; tests move it instead of sleeping.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::telemetry::Now;
 
@@ -21,9 +22,14 @@ impl Clock {
     #[allow(clippy::new_without_default, reason = "one is made on purpose, at start")]
     pub fn new() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::starting_at(u64::try_from(unix.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// A clock that begins at that Unix time in milliseconds and goes on with the runtime's.
+    pub fn starting_at(origin_unix_ms: u64) -> Self {
         Self {
             origin: Instant::now(),
-            origin_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+            origin_unix_ms,
             skew_us: AtomicU64::new(0),
             moved: Notify::new(),
         }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::perform::perform;
 use super::routes::{Routes, fault, reply};
-use super::shared::{Mail, Shared};
+use super::shared::{Mail, Shared, read_store};
 use crate::job::{Effects, Submission};
 use crate::protocol::JobId;
 use crate::protocol::job::Audio;
@@ -41,9 +41,7 @@ impl Routes {
             Some(Ok(id)) => id,
             Some(Err(_)) => return fault(StatusCode::BAD_REQUEST, "not a dead letter's id"),
         };
-        let reader = store.clone();
-        let read = tokio::task::spawn_blocking(move || reader.dead_letter(id)).await;
-        let (row, audio) = match read {
+        let (row, audio) = match read_store(&store, move |s| s.dead_letter(id)).await {
             Ok(Ok(Some(found))) => found,
             Ok(Ok(None)) => return fault(StatusCode::NOT_FOUND, "no such dead letter"),
             Ok(Err(error)) => {
@@ -76,7 +74,7 @@ impl Routes {
 async fn list(store: Store, query: Option<&str>) -> Response<Body> {
     let after = query.and_then(|q| q.strip_prefix("after=")).map_or(Ok(0), str::parse);
     let Ok(after) = after else { return fault(StatusCode::BAD_REQUEST, "`after` is no number") };
-    match tokio::task::spawn_blocking(move || store.dead_letters(after, ROWS_MAX)).await {
+    match read_store(&store, move |s| s.dead_letters(after, ROWS_MAX)).await {
         Ok(Ok(rows)) => {
             let letters: Vec<Value> = rows.iter().map(explain_dead_letter).collect();
             reply(StatusCode::OK, &json!({"dead_letters": letters}))

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::perform::{record, when_kept};
 use super::session::SessionTask;
-use super::shared::{Mail, SessionHandle, SessionTag};
+use super::shared::{Mail, SessionHandle, SessionTag, read_store};
 use crate::protocol::{JobId, SessionId};
 use crate::session::{Effect, Input, News};
 use crate::store::{Done, Store, Write};
@@ -242,9 +242,8 @@ fn keeps_up(outbox: &Outbox<SessionTag>, frames_max: usize) -> bool {
 /// Reads what a session is owed behind `after`, off the path, until it can be read.
 async fn read_back(store: Store, handle: Arc<SessionHandle>, after: u64) {
     while !handle.is_over() {
-        let (reader, session) = (store.clone(), handle.id);
-        let read = move || reader.outbox(session, after, REPLAY_FRAMES);
-        match tokio::task::spawn_blocking(read).await {
+        let session = handle.id;
+        match read_store(&store, move |s| s.outbox(session, after, REPLAY_FRAMES)).await {
             Ok(Ok(rows)) => {
                 let frames = rows.into_iter().map(|r| (r.seq, r.job, Bytes::from(r.frame)));
                 let frames = frames.collect();

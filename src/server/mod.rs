@@ -39,7 +39,7 @@ use crate::node::Registry;
 use crate::node::pool::Publisher;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
-use crate::transport::{House, HttpLimits, serve};
+use crate::transport::{House, HttpLimits, Listen, serve};
 use control::ControlTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
@@ -68,6 +68,19 @@ pub struct Handed {
     pub client: Option<std::net::TcpListener>,
     /// For nodes alone, instead of `server.node_listen`.
     pub node: Option<std::net::TcpListener>,
+}
+
+/// What a server is given that somebody else opened, and may have made up: a network, a disk, the
+/// time.
+pub struct Opened<L> {
+    /// Listens for sessions and nodes.
+    pub listener: L,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// The store with what was found in it; none to keep nothing.
+    pub store: Option<(Store, Recovered)>,
+    /// Unix time now, in milliseconds. The server's clock goes on from there with the runtime's.
+    pub unix_ms: u64,
 }
 
 /// How a server ended.
@@ -110,13 +123,13 @@ struct Door {
 }
 
 /// A socket that listens, and of which nothing has been accepted yet.
-struct Listener {
-    tcp: TcpListener,
+struct Listener<L> {
+    tcp: L,
     addr: SocketAddr,
     handed: bool,
 }
 
-impl Listener {
+impl Listener<TcpListener> {
     async fn open(
         handed: Option<std::net::TcpListener>,
         listen: String,
@@ -157,13 +170,7 @@ impl Server {
             false => (Listener::open(handed.client, listen).await?, None),
         };
         let opened = open_store(&config)?;
-        let (shared, publisher, commands, recovered) = assemble(config, opened);
-        recover::restore(&shared, recovered);
-        let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
-        let control = tokio::spawn(task.run());
-        let house = House::new(shared.config.transport.connections_max);
-        let (addr, node_addr) = (first.addr, first.addr);
-        let mut server = Server { addr, node_addr, shared, house, doors: Vec::new(), control };
+        let mut server = Self::begin(config, opened, Clock::new(), first.addr);
         server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
         if let Some((handed, listen)) = second.take() {
             match Listener::open(handed, listen).await {
@@ -179,13 +186,43 @@ impl Server {
                 }
             }
         }
-        server.shared.ready.store(true, SeqCst);
-        let (addr, node_addr) = (server.addr, server.node_addr);
-        info!(%addr, %node_addr, boot_epoch = server.shared.boot_epoch, "accepting sessions");
+        server.begun();
         Ok(server)
     }
 
-    fn accept(&mut self, listener: Listener, serves: Serves) {
+    /// The same over what is open already. The configuration's addresses and data directory are
+    /// not looked at.
+    pub async fn start_on<L: Listen>(config: Config, opened: Opened<L>) -> Server {
+        let Opened { listener, addr, store, unix_ms } = opened;
+        let mut server = Self::begin(config, store, Clock::starting_at(unix_ms), addr);
+        server.accept(Listener { tcp: listener, addr, handed: false }, Serves::Everyone);
+        server.begun();
+        server
+    }
+
+    /// Takes back what was not finished.
+    fn begin(
+        config: Config,
+        store: Option<(Store, Recovered)>,
+        clock: Clock,
+        addr: SocketAddr,
+    ) -> Server {
+        let (shared, publisher, commands, recovered) = assemble(config, store, clock);
+        recover::restore(&shared, recovered);
+        let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
+        let control = tokio::spawn(task.run());
+        let house = House::new(shared.config.transport.connections_max);
+        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control }
+    }
+
+    /// Sessions are taken from now on.
+    fn begun(&self) {
+        self.shared.ready.store(true, SeqCst);
+        let (addr, node_addr) = (self.addr, self.node_addr);
+        info!(%addr, %node_addr, boot_epoch = self.shared.boot_epoch, "accepting sessions");
+    }
+
+    fn accept<L: Listen>(&mut self, listener: Listener<L>, serves: Serves) {
         let Listener { tcp, addr, handed } = listener;
         let limits = HttpLimits {
             header_timeout: Duration::from_millis(self.shared.config.transport.header_timeout_ms),
@@ -291,9 +328,9 @@ fn watermarks(config: &crate::config::Store) -> Watermarks {
     }
 }
 
-fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), StoreError> {
+fn open_store(config: &Config) -> Result<Option<(Store, Recovered)>, StoreError> {
     if !config.store.enabled {
-        return Ok((None, None));
+        return Ok(None);
     }
     let options = StoreOptions {
         cache_bytes: config.store.cache_bytes,
@@ -308,19 +345,18 @@ fn open_store(config: &Config) -> Result<(Option<Store>, Option<Recovered>), Sto
         watermarks: watermarks(&config.store),
         ..StoreOptions::default()
     };
-    let (store, recovered) = Store::open(&config.server.data, options)?;
-    Ok((Some(store), Some(recovered)))
+    Store::open(&config.server.data, options).map(Some)
 }
 
 type Assembled =
     (Arc<Shared>, Publisher, tokio::sync::mpsc::Receiver<shared::Command>, Option<Recovered>);
 
-fn assemble(config: Config, opened: (Option<Store>, Option<Recovered>)) -> Assembled {
-    let (store, recovered) = opened;
+fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> Assembled {
+    let (store, recovered) = store.unzip();
     let boot_epoch = recovered.as_ref().map_or(0, |r| r.boot_epoch);
     let stored = recovered.as_ref().and_then(|r| r.pools.as_ref());
     let (pool_config, pool_version) = recover::pools(&config, stored);
-    let clock = Arc::new(Clock::new());
+    let clock = Arc::new(clock);
     let metrics = Arc::new(Metrics::new());
     metrics.pause_ms.set(config.segmenter.pause_ms as i64);
     let registry = Arc::new(Registry::new(config.node.clone()));

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::node::NodeTask;
 use super::session::SessionTask;
-use super::shared::{Command, Shared};
+use super::shared::{Command, Shared, read_store};
 use crate::config::Pool;
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
@@ -405,7 +405,7 @@ impl Routes {
             return fault(StatusCode::NOT_FOUND, "no such job");
         };
         // The store reads the disk.
-        match tokio::task::spawn_blocking(move || store.terminal(id)).await {
+        match read_store(&store, move |s| s.terminal(id)).await {
             Ok(Ok(Some(row))) => reply(StatusCode::OK, &explain_ended(&row)),
             Ok(Ok(None)) => fault(StatusCode::NOT_FOUND, "no such job"),
             _ => fault(StatusCode::INTERNAL_SERVER_ERROR, "the store could not be read"),

@@ -75,6 +75,19 @@ impl Shared {
     }
 }
 
+/// Reads from the store, off the path: it may wait for the disk. A store that is stepped does not,
+/// and a read on another thread would be the only thing in a simulation that chance decides.
+pub(super) async fn read_store<T: Send + 'static>(
+    store: &Store,
+    read: impl FnOnce(&Store) -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    if store.is_stepped() {
+        return Ok(read(store));
+    }
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || read(&store)).await
+}
+
 /// A frame's claim on attention once it was flushed to a node's socket.
 pub(super) type NodeTag = Option<(Arc<Job>, u32)>;
 /// A frame's claim on attention once it was flushed to a client's socket.

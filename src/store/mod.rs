@@ -26,6 +26,7 @@ mod pressure;
 mod record;
 mod recovery;
 mod signal;
+mod stepper;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -50,9 +51,12 @@ pub use record::{
     TerminalRow,
 };
 
+pub use stepper::Stepper;
+
 use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::{Audio, ChunkMark};
 use medium::{Directory, Tally};
+use pressure::Patience;
 use writer::{Hooks, Shared, Writer};
 
 /// How a store behaves.
@@ -318,6 +322,8 @@ struct Handle {
     file: PathBuf,
     /// Only ever touched at shutdown.
     threads: Mutex<Threads>,
+    /// There are no threads: a [`Stepper`] does their work.
+    stepped: bool,
 }
 
 #[derive(Default)]
@@ -379,8 +385,31 @@ impl Store {
             }
         };
         let threads = Mutex::new(Threads { store: Some(thread), watch });
-        let handle = Handle { shared, reader, io, file, threads };
+        let handle = Handle { shared, reader, io, file, threads, stepped: false };
         Ok((Store { handle: Arc::new(handle) }, recovered))
+    }
+
+    /// A store without a thread: what it is handed becomes durable when the owner of the
+    /// [`Stepper`] says so. For simulations, whose time is not the machine's; `now_ms` is theirs.
+    pub fn open_stepped(
+        medium: Box<dyn Medium>,
+        options: &StoreOptions,
+        now_ms: u64,
+    ) -> Result<(Store, Recovered, Stepper), StoreError> {
+        let file = medium.file();
+        let (engine, recovered) = Engine::open_on(medium, options, now_ms)?;
+        let shared = Arc::new(Shared::new(options, Patience::ENDLESS));
+        shared.bad_rows.store(recovered.bad_rows, Relaxed);
+        shared.dead_letters.store(recovered.dead_letters, Relaxed);
+        let (reader, io, threads) = (engine.reader(), engine.io_tally(), Mutex::default());
+        let stepper = Stepper::new(Writer::new(&shared, engine, Hooks::default(), options));
+        let handle = Handle { shared, reader, io, file, threads, stepped: true };
+        Ok((Store { handle: Arc::new(handle) }, recovered, stepper))
+    }
+
+    /// Whether its owner makes it move; then reading it takes no time that others could use.
+    pub fn is_stepped(&self) -> bool {
+        self.handle.stepped
     }
 
     /// Hands over a write. Never waits: a full lane hands it back.

@@ -138,6 +138,10 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// For a store whose owner takes what time it wants.
+    pub(super) const ENDLESS: Self =
+        Self { late: Duration::MAX, stuck: Duration::MAX, lost: Duration::MAX };
+
     pub(super) fn health(&self, silent: Duration) -> Health {
         match silent {
             silent if silent > self.lost => Health::Lost,

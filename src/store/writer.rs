@@ -281,8 +281,8 @@ impl Drop for FailStop {
 
 /// The thread's own state.
 pub(super) struct Writer {
-    shared: Arc<Shared>,
-    engine: Engine,
+    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Engine,
     hooks: Hooks,
     watermarks: Watermarks,
     ballast_bytes: u64,
@@ -354,14 +354,15 @@ impl Writer {
             Err(StoreError::Full { .. }) => self.wait_for_room()?,
             outcome => outcome?,
         };
+        self.note(began);
+        tell(batch.dones, committed);
+        Ok(())
+    }
+
+    /// Takes a commit that began then into account.
+    pub(super) fn note(&mut self, began: Instant) {
         let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.shared.note(&self.engine.take_noted(), took);
-        for (done, committed) in batch.dones.into_iter().zip(committed) {
-            if let Some(done) = done {
-                done(committed);
-            }
-        }
-        Ok(())
     }
 
     /// A commit met a full disk: gives up the ballast and tries again, until there is room or the
@@ -430,16 +431,25 @@ impl Writer {
     }
 }
 
+/// Says that writes are durable, in their order.
+pub(super) fn tell(dones: Vec<Option<Done>>, committed: Vec<Committed>) {
+    for (done, committed) in dones.into_iter().zip(committed) {
+        if let Some(done) = done {
+            done(committed);
+        }
+    }
+}
+
 /// What one transaction is to hold, with whom to tell of each write.
 #[derive(Default)]
-struct Batch {
-    writes: Vec<Write>,
-    dones: Vec<Option<Done>>,
+pub(super) struct Batch {
+    pub(super) writes: Vec<Write>,
+    pub(super) dones: Vec<Option<Done>>,
 }
 
 impl Batch {
     /// Moves the next batch out of the lanes.
-    fn fill(shared: &Shared) -> Self {
+    pub(super) fn fill(shared: &Shared) -> Self {
         let mut batch = Self::default();
         let mut bytes = 0;
         for lane in [&shared.results, &shared.accepts, &shared.housekeeping] {

@@ -6,7 +6,7 @@
 //! It refuses to know paths, credentials and what happens after an upgrade.
 
 use std::convert::Infallible;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
 use super::counted::Counted;
+use super::listen::Listen;
 use super::websocket::{Limits, server_socket};
 
 /// Every answer is whole before it is sent.
@@ -88,8 +88,8 @@ const FULL_HOUSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: clos
 ///
 /// Plain HTTP connections finish the request they are in; WebSockets live on with their owners.
 /// Several listeners may share one house, and with it one bound.
-pub async fn serve<S: Service>(
-    listener: TcpListener,
+pub async fn serve<L: Listen, S: Service>(
+    listener: L,
     service: Arc<S>,
     house: House,
     limits: HttpLimits,
@@ -106,10 +106,12 @@ pub async fn serve<S: Service>(
             accepted = accept(&listener) => accepted,
         };
         let Some(permit) = house.admit() else {
-            turn_away(tcp, peer);
+            // Without waiting for the question: it costs one write and no task.
+            let outcome = L::turn_away(tcp, FULL_HOUSE);
+            tracing::debug!(%peer, ?outcome, "too many connections");
             continue;
         };
-        if let Err(error) = tcp.set_nodelay(true) {
+        if let Err(error) = L::set_nodelay(&tcp) {
             tracing::debug!(%peer, %error, "peer left before it was served");
             continue;
         }
@@ -131,9 +133,9 @@ fn http_builder(limits: &HttpLimits) -> http1::Builder {
 }
 
 /// One connection, from its first byte until it ends or becomes a WebSocket.
-async fn connection<S: Service>(
+async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Service>(
     http: http1::Builder,
-    io: TokioIo<Admitted>,
+    io: TokioIo<Admitted<T>>,
     peer: SocketAddr,
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
@@ -164,7 +166,7 @@ async fn connection<S: Service>(
 }
 
 /// The next connection; errors are waited out.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept<L: Listen>(listener: &L) -> (L::Stream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
@@ -188,12 +190,6 @@ fn pause_after(error: &io::Error) -> Option<Duration> {
         // Most of all: no more file descriptors, in the process or in the system.
         _ => Some(ACCEPT_PAUSE),
     }
-}
-
-/// Says 503 without waiting for the question. Best effort: it costs one write and no task.
-fn turn_away(tcp: TcpStream, peer: SocketAddr) {
-    let outcome = tcp.into_std().and_then(|mut tcp| tcp.write(FULL_HOUSE));
-    tracing::debug!(%peer, ?outcome, "too many connections");
 }
 
 /// Counts the sockets that are open, of all listeners that share it.
@@ -230,14 +226,14 @@ impl Drop for Permit {
     }
 }
 
-/// A TCP socket and its permit, which ends with it: through HTTP, through the upgrade, to the
+/// A socket and its permit, which ends with it: through HTTP, through the upgrade, to the
 /// close.
-struct Admitted {
-    tcp: TcpStream,
+struct Admitted<T> {
+    tcp: T,
     _permit: Permit,
 }
 
-impl AsyncRead for Admitted {
+impl<T: AsyncRead + Unpin> AsyncRead for Admitted<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -247,7 +243,7 @@ impl AsyncRead for Admitted {
     }
 }
 
-impl AsyncWrite for Admitted {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Admitted<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

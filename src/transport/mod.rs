@@ -8,11 +8,13 @@
 
 mod counted;
 mod http;
+mod listen;
 mod outbox;
 mod websocket;
 
 pub use counted::Counted;
 pub use http::{Agreed, Body, House, HttpLimits, Service, Socket, answer, serve, upgrade};
+pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

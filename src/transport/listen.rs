@@ -1,0 +1,40 @@
+//! Where connections come from: sockets of the system, or of a network that exists only in a
+//! simulation.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Something that listens.
+pub trait Listen: Send + Sync + 'static {
+    /// One connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection, and who is at its other end.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// Has small messages sent without waiting for more.
+    fn set_nodelay(stream: &Self::Stream) -> io::Result<()>;
+
+    /// Sends what can be sent of `words` without waiting, and closes.
+    fn turn_away(stream: Self::Stream, words: &[u8]) -> io::Result<usize>;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        TcpListener::accept(self).await
+    }
+
+    fn set_nodelay(stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)
+    }
+
+    fn turn_away(stream: TcpStream, words: &[u8]) -> io::Result<usize> {
+        // The runtime does not know yet that it could write; the system does.
+        stream.into_std().and_then(|mut stream| stream.write(words))
+    }
+}
