@@ -55,8 +55,13 @@ struct Client {
     /// The highest utterance that ended in its turn.
     highest: Option<u64>,
     acked: u64,
+    /// It was asked to end; whether it did may be unknown.
     closing: bool,
+    /// The connection on which it was last asked to.
+    bye_on: u64,
+    /// Number of the connection in hand, from 1.
     connection: u64,
+    /// A connection that is still open while a newer one takes over.
     older: Option<Wire>,
 }
 
@@ -77,6 +82,7 @@ pub async fn run(world: Rc<World>, mut rng: Rng, voice: u64, count: usize) -> tu
         highest: None,
         acked: 0,
         closing: false,
+        bye_on: 0,
         connection: 0,
         older: None,
     };
@@ -313,10 +319,13 @@ impl Client {
     async fn speak(&mut self, wire: &mut Wire) -> bool {
         let Some((session, ..)) = self.session.clone() else { return true };
         if self.utterances.iter().all(|said| said.ended) {
-            if self.acked < self.told() || self.closing && self.rng.u8(..50) > 0 {
+            if self.acked < self.told() {
+                return self.ack(wire).await;
+            }
+            if self.bye_on == self.connection {
                 return true;
             }
-            self.closing = true;
+            (self.closing, self.bye_on) = (true, self.connection);
             self.entered(|owed| owed.closing = true);
             let bye = json!({"type": "session_close", "session_id": session, "reason": "done"});
             return self.say(wire, &bye).await;

@@ -160,7 +160,8 @@ impl Run<'_> {
     }
 
     fn note(&self, what: &str) {
-        self.world.note("run", &format!("{:?} {what}", self.sim.elapsed()));
+        self.world.now.set(self.sim.elapsed());
+        self.world.note("run", what);
     }
 
     fn inflict(&mut self, fault: Fault) {

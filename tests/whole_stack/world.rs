@@ -27,6 +27,8 @@ pub struct World {
     /// Speakers that have not finished.
     pub speaking: Cell<usize>,
     pub book: RefCell<Book>,
+    /// Time in the world, for who is not in it.
+    pub now: Cell<Duration>,
     trace: RefCell<Trace>,
     faults: RefCell<Vec<String>>,
 }
@@ -73,6 +75,7 @@ impl World {
             calm: Cell::default(),
             speaking: Cell::default(),
             book: RefCell::default(),
+            now: Cell::default(),
             trace: RefCell::default(),
             faults: RefCell::default(),
         }
@@ -80,7 +83,8 @@ impl World {
 
     /// Writes down what happened. Two runs of a seed have the same trace.
     pub fn note(&self, who: &str, what: &str) {
-        let at = turmoil::sim_elapsed().unwrap_or_default();
+        let at = turmoil::sim_elapsed().unwrap_or(self.now.get());
+        self.now.set(at);
         let line = format!("{:>9.3} {who:<9} {what}", at.as_secs_f64());
         let mut trace = self.trace.borrow_mut();
         line.hash(&mut trace.hash);
