@@ -169,6 +169,34 @@ async fn an_utterance_interrupted_by_a_kill_is_said_again_from_where_it_was_cut(
     assert_eq!(client.word(2, 1).await["text_asr"], "second");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_passed_over_before_a_restart_is_late_after_it() {
+    let settings = |config: &mut utterd::config::Config| {
+        config.server.drain_ms = 0;
+        config.session.result_gap_wait_ms = 50;
+    };
+    let server = TestServer::start(settings).await;
+    let mut node = server.node("n1", &LANGUAGES).await;
+    let mut client = Client::open(server.client().await).await;
+    client.utterance(0, "first", &speech(100)).await;
+    client.utterance(1, "second", &speech(100)).await;
+    node.assignment_of(0).await;
+    let second = node.assignment_of(1).await;
+    for index in 0..2 {
+        assert_eq!(client.accepted().await["utterance_index"], index);
+    }
+    node.answer(&second, "second").await;
+    assert_eq!(client.peer.told().await["reason"], "gap_timeout");
+    client.word(1, 1).await;
+    let server = server.restart(settings).await;
+    let mut node = server.node("n1", &LANGUAGES).await;
+    client.recover(server.client().await, 1).await;
+    let first = node.assignment_of(0).await;
+    node.answer(&first, "first").await;
+    let word = client.word(2, 0).await;
+    assert_eq!((&word["text_asr"], &word["late"]), (&json!("first"), &json!(true)));
+}
+
 /// Of the program: an end marker cuts at once, and jobs wait for the node of the next life.
 const SETTINGS: [(&str, &str); 2] =
     [("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "0"), ("UTTERD_JOB_PENDING_MS", "60000")];

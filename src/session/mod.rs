@@ -345,8 +345,13 @@ impl Session {
 
     /// Goes on with what an earlier life of the server knew of it, without a client for now.
     pub fn restore(&mut self, past: Past, now: Now, effects: &mut Effects) {
+        // What ended had its turn: those before it had been passed over, or told, by then.
+        let ended = (0..past.next_index).rev().find(|index| !past.open.contains_key(index));
         for index in past.open.keys() {
-            self.sequencer.open(*index);
+            match Some(*index) < ended {
+                true => self.sequencer.expect_late(*index),
+                false => self.sequencer.open(*index),
+            }
         }
         let proof = if self.profile.resume { Proof::Ack } else { Proof::Pong };
         self.delivery = Delivery::restored(proof, past.first_seq.max(1), past.owed);
