@@ -68,7 +68,7 @@ const WORKERS: [Style; 4] = [Style::Plain, Style::Acked, Style::Plain, Style::Ac
 #[derive(Default)]
 struct Storm {
     cycles: u64,
-    /// Before it answered a request.
+    /// Before it took sessions.
     recovering: u64,
     /// After it was asked to stop.
     draining: u64,

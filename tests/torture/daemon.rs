@@ -45,16 +45,16 @@ impl Daemon {
         Self { child, addr, began: Instant::now() }
     }
 
-    /// Whether it answers a request; its port takes connections before that.
+    /// Whether it takes sessions; its port takes connections before that.
     async fn answers(&self) -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(self.addr).await?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         Ok(answer.starts_with(b"HTTP/1.1 200"))
     }
 
-    /// Waits until it serves; says why when it does not.
+    /// Waits until it takes sessions; says why when it does not.
     pub async fn until_up(&mut self) -> Result<Duration, String> {
         loop {
             let left = START.saturating_sub(self.began.elapsed());
