@@ -68,7 +68,7 @@ const WORKERS: [Style; 4] = [Style::Plain, Style::Acked, Style::Plain, Style::Ac
 #[derive(Default)]
 struct Storm {
     cycles: u64,
-    /// Before it accepted connections.
+    /// Before it took sessions.
     recovering: u64,
     /// After it was asked to stop.
     draining: u64,
@@ -127,12 +127,17 @@ async fn rage(
     let mut start = Duration::from_millis(30);
     while storm.cycles < cycles && world.all_broken().is_empty() {
         storm.cycles += 1;
+        if storm.cycles.is_multiple_of(1_000) {
+            let (accepted, results) = (&world.tally.accepted, &world.tally.results);
+            let told = (accepted.load(Relaxed), results.load(Relaxed));
+            println!("torture: {} kills, accepted and results {told:?}", storm.cycles);
+        }
         let mut daemon = Daemon::spawn(world.addr, dir, &SETTINGS);
         if storm.cycles > 1 && rng.u8(0..4) == 0 {
             // Somewhere on its way up.
-            let wait = rng.u64(0..start.as_micros() as u64 * 3 / 4);
-            tokio::time::sleep(Duration::from_micros(wait)).await;
-            storm.recovering += u64::from(!daemon.answers());
+            let wait = Duration::from_micros(rng.u64(0..start.as_micros() as u64));
+            let up = tokio::time::timeout(wait, daemon.until_up()).await;
+            storm.recovering += u64::from(up.is_err());
         } else {
             let up = daemon.until_up().await;
             start = up.map_err(|why| format!("start {}: {why}", storm.cycles))?;

@@ -1,13 +1,15 @@
 //! The program itself, in a process of its own that can be killed.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// How long a start may take before it counts as none.
 pub const START: Duration = Duration::from_secs(10);
@@ -43,22 +45,30 @@ impl Daemon {
         Self { child, addr, began: Instant::now() }
     }
 
-    pub fn answers(&self) -> bool {
-        TcpStream::connect_timeout(&self.addr, Duration::from_secs(1)).is_ok()
+    /// Whether it takes sessions; its port takes connections before that.
+    async fn answers(&self) -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(self.addr).await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok(answer.starts_with(b"HTTP/1.1 200"))
     }
 
-    /// Waits until it accepts connections; says why when it does not.
+    /// Waits until it takes sessions; says why when it does not.
     pub async fn until_up(&mut self) -> Result<Duration, String> {
-        while !self.answers() {
+        loop {
+            let left = START.saturating_sub(self.began.elapsed());
+            if let Ok(Ok(true)) = tokio::time::timeout(left, self.answers()).await {
+                return Ok(self.began.elapsed());
+            }
             if let Some(status) = self.ended() {
                 return Err(format!("it ended by itself: {status}"));
             }
-            if self.began.elapsed() > START {
+            if left.is_zero() {
                 return Err(format!("it does not answer after {START:?}"));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(self.began.elapsed())
     }
 
     /// How it ended, if it did so by itself.
