@@ -12,6 +12,8 @@ mod segmenter;
 mod sequencer;
 mod speech;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
