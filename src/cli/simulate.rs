@@ -49,12 +49,8 @@ fn level(text: &str) -> Result<u32, String> {
 }
 
 fn plant(text: &str) -> Result<Plant, String> {
-    match text {
-        "lying-disk" => Ok(Plant::LyingDisk),
-        "swapping-links" => Ok(Plant::SwappingLinks),
-        "spoiled-audio" => Ok(Plant::SpoiledAudio),
-        _ => Err("lying-disk, swapping-links or spoiled-audio".into()),
-    }
+    let named = Plant::ALL.into_iter().find(|plant| plant.as_str() == text);
+    named.ok_or_else(|| "lying-disk, swapping-links or spoiled-audio".to_owned())
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
@@ -105,8 +101,12 @@ fn failed(args: &Args, swept: &Swept, report: &Report) -> Failure {
     }
     let sentence = failure.map(|f| f.sentence.as_str()).unwrap_or_default();
     let text = format!(
-        "{sentence}\nutterd simulate --seed {} --nodes {} --sessions {} --faults {}",
-        report.seed, args.nodes, args.sessions, args.faults
+        "{sentence}\nutterd simulate --seed {} --nodes {} --sessions {} --faults {}{}",
+        report.seed,
+        args.nodes,
+        args.sessions,
+        args.faults,
+        args.plant.map(|plant| format!(" --plant {}", plant.as_str())).unwrap_or_default()
     );
     Failure::new(code::FAILED, anyhow::Error::msg(text))
 }

@@ -27,11 +27,29 @@ impl Scheduler {
         if self.waiting.load(SeqCst) == 0 && self.try_place(job, now, effects) == Placed::Done {
             return;
         }
+        self.park(job);
+        effects.push(Effect::WakeQueue);
+    }
+
+    /// Hands the job to the wait queue.
+    pub(super) fn park(&self, job: &Arc<Job>) {
         // Counted before it is visible: a slot freed from here on wakes the queue.
         self.waiting.fetch_add(1, SeqCst);
-        let parked = self.parked.push(Arc::clone(job));
-        assert!(parked.is_ok(), "more jobs wait than are admitted");
-        effects.push(Effect::WakeQueue);
+        // There is room for every job that is admitted. What was cancelled or placed since it was
+        // parked, and was not taken out yet, makes room.
+        let mut displaced = Some(Arc::clone(job));
+        for _ in 0..=self.parked.len() {
+            let Some(next) = displaced.take() else { return };
+            displaced = self.parked.force_push(next);
+            if displaced.as_ref().is_some_and(|job| job.state().phase != Phase::Queued) {
+                displaced = None;
+                self.waiting.fetch_sub(1, SeqCst);
+            }
+        }
+        if displaced.is_some() {
+            // It waited twice, or its patience ends it.
+            self.waiting.fetch_sub(1, SeqCst);
+        }
     }
 
     pub(super) fn try_place(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) -> Placed {

@@ -163,9 +163,7 @@ impl Scheduler {
         job.pending_until.store(until, SeqCst);
         effects.push(Effect::Arm(until, Deadline::Pending(Arc::clone(job))));
         // By way of the queue, never straight back: the outbox that was full still is.
-        self.waiting.fetch_add(1, SeqCst);
-        let parked = self.parked.push(Arc::clone(job));
-        assert!(parked.is_ok(), "more jobs wait than are admitted");
+        self.park(job);
     }
 
     /// The node says that it has the job, or works on it.

@@ -24,6 +24,17 @@ pub(super) struct Pending {
     told: bool,
 }
 
+/// Something said between last words, all of which before it are on disk, that waits for them to
+/// be sent.
+#[derive(Debug)]
+pub(super) struct Aside {
+    /// Number of the last result before it.
+    after: u64,
+    frame: Bytes,
+    /// The utterance, if it was refused.
+    refused: Option<u64>,
+}
+
 /// A last word that was sent before it was on disk: its number and its flush come in either order.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -113,22 +124,37 @@ impl Session {
     /// The utterance was taken after all: that it was refused is not said any more.
     pub(super) fn void_refusal(&mut self, index: u64) {
         self.pending.retain(|said| said.refused != Some(index));
+        self.asides.retain(|said| said.refused != Some(index));
     }
 
-    /// Says what waited for last words before it, those that wait on disk among them, or for a
-    /// client that is away and may come back.
-    pub(super) fn say_pending(&mut self, effects: &mut Effects) {
-        let behind = match self.is_attached() {
-            true => self.delivery.is_behind(),
-            false => self.profile.resume,
-        };
-        while !behind && self.pending.front().is_some_and(|p| p.job.is_none()) {
-            if let Some(said) = self.pending.pop_front() {
-                effects.push(Effect::Send(said.frame, None));
-                if let Some(index) = said.refused {
-                    self.stream.refused(index);
-                    self.tell_chunks(effects);
-                }
+    /// Says what waited for last words before it to be on disk.
+    fn say_pending(&mut self, effects: &mut Effects) {
+        while self.pending.front().is_some_and(|p| p.job.is_none()) {
+            if let Some(Pending { frame, refused, .. }) = self.pending.pop_front() {
+                let after = self.delivery.next() - 1;
+                self.asides.push_back(Aside { after, frame, refused });
+            }
+        }
+        self.say_asides(effects);
+    }
+
+    /// Says what waited for the results before it to be sent, and for a client that is away and may
+    /// come back.
+    pub(super) fn say_asides(&mut self, effects: &mut Effects) {
+        match self.is_attached() {
+            true => self.say_asides_behind(self.delivery.sent(), effects),
+            false if self.profile.resume => {}
+            false => self.say_asides_behind(u64::MAX, effects),
+        }
+    }
+
+    /// Says what waited for results up to this number.
+    fn say_asides_behind(&mut self, sent: u64, effects: &mut Effects) {
+        while let Some(said) = self.asides.pop_front_if(|said| said.after <= sent) {
+            effects.push(Effect::Send(said.frame, None));
+            if let Some(index) = said.refused {
+                self.stream.refused(index);
+                self.tell_chunks(effects);
             }
         }
     }
@@ -168,10 +194,11 @@ impl Session {
         }
         for (seq, job, frame) in frames {
             if replay.send.contains(&seq) {
+                self.say_asides_behind(seq - 1, effects);
                 effects.push(Effect::Deliver { frame: self.numbered(&frame, seq), job, seq });
             }
         }
-        self.say_pending(effects);
+        self.say_asides(effects);
     }
 
     /// The client says what it has processed.

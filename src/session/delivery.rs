@@ -101,6 +101,11 @@ impl Delivery {
         self.first + self.owed.len() as u64
     }
 
+    /// The last number given to the present connection.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Frames kept, and their bytes.
     pub fn owed(&self) -> (usize, usize) {
         (self.owed.len(), self.owed_bytes)

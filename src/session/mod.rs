@@ -12,6 +12,8 @@ mod segmenter;
 mod sequencer;
 mod speech;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
@@ -28,7 +30,7 @@ use crate::protocol::session::{
 use crate::protocol::{ErrorCode, JobId, SessionId, TurnId};
 use crate::telemetry::Now;
 
-use answers::{Pending, Told};
+use answers::{Aside, Pending, Told};
 use group::Groups;
 use segmenter::{Out, Segmenter};
 use sequencer::{Release, Sequencer};
@@ -286,6 +288,7 @@ pub struct Session {
     traces: BTreeMap<u64, String>,
     /// Last words on their way to the disk, in order.
     pending: VecDeque<Pending>,
+    asides: VecDeque<Aside>,
     told: VecDeque<Told>,
     delivery: Delivery,
     stream: Stream,
@@ -333,6 +336,7 @@ impl Session {
             kept: BTreeSet::new(),
             traces: BTreeMap::new(),
             pending: VecDeque::new(),
+            asides: VecDeque::new(),
             told: VecDeque::new(),
             delivery: Delivery::new(proof),
             stream: Stream::default(),
@@ -449,7 +453,7 @@ impl Session {
         if let Some(after) = self.delivery.wants() {
             effects.push(Effect::Replay(after));
         }
-        self.say_pending(effects);
+        self.say_asides(effects);
         true
     }
 
@@ -493,7 +497,7 @@ impl Session {
     /// Utterances settled that wait for earlier ones or for the disk: while they are many, no more
     /// speech is read.
     pub fn undurable(&self) -> usize {
-        self.sequencer.ready() + self.pending.len()
+        self.sequencer.ready() + self.pending.len() + self.asides.len()
     }
 
     /// Whether the client has to acknowledge results before it may say more.
@@ -599,7 +603,8 @@ impl Session {
     /// input were performed: a submission among them keeps the session open.
     pub fn end_if_done(&mut self, effects: &mut Effects) {
         let settled = self.open.is_empty() && self.sequencer.is_empty();
-        let done = settled && self.pending.is_empty() && !self.delivery.is_behind();
+        let told = self.pending.is_empty() && self.asides.is_empty();
+        let done = settled && told && !self.delivery.is_behind();
         if self.is_idle_orphan() {
             effects.push(Effect::Ended);
         } else if self.closing_until.is_some() && self.is_attached() && done {

@@ -61,6 +61,21 @@ pub enum Plant {
     SpoiledAudio,
 }
 
+impl Plant {
+    /// All that can be planted.
+    pub const ALL: [Plant; 3] = [Plant::LyingDisk, Plant::SwappingLinks, Plant::SpoiledAudio];
+
+    /// Name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Plant::None => "none",
+            Plant::LyingDisk => "lying-disk",
+            Plant::SwappingLinks => "swapping-links",
+            Plant::SpoiledAudio => "spoiled-audio",
+        }
+    }
+}
+
 /// What came of a world.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {

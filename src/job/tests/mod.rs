@@ -2,6 +2,7 @@
 //! checked after every step.
 
 mod again;
+mod endings;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

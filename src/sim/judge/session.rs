@@ -21,6 +21,8 @@ pub(super) struct Word {
 /// One session, as its client's link shows it.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
+    /// The life of the server in which it was opened.
+    pub(super) life: u64,
     pub(super) client: usize,
     pub(super) resume: bool,
     /// Checksums of the audio that was sent under an index.
@@ -138,8 +140,9 @@ impl Judge {
             "session_init_ack" => {
                 let session = text(value, "session_id").to_owned();
                 let resume = value["resume_secret"].is_string();
+                let life = self.life;
                 let ledger = self.ledger(&session);
-                (ledger.client, ledger.resume) = (client, resume);
+                (ledger.client, ledger.resume, ledger.life) = (client, resume, life);
                 let line = self.line(conn);
                 (line.session, line.next_seq) = (Some(session), Some(1));
             }

@@ -1,0 +1,64 @@
+//! Turns whose end never became a job: their slices wait for none.
+
+use super::*;
+
+fn slice(world: &mut World, speaker: &Arc<Speaker>) -> Arc<Job> {
+    world.submit(speaker, 0, 1, Cut::MaxDuration);
+    world.flush();
+    Arc::clone(&world.jobs[0])
+}
+
+#[test]
+fn a_slice_whose_turn_can_get_no_end_is_tried_again_and_then_failed() {
+    let mut world = World::new(small());
+    let a = world.join("a");
+    let b = world.join("b");
+    let speaker = world.scheduler.speaker(SessionId(1));
+    let job = slice(&mut world, &speaker);
+    world.advance(120_000);
+    assert!(world.assigned.is_empty() && world.settled.is_empty(), "the turn may go on");
+    speaker.end_turn(TurnId(2));
+    world.advance(120_000);
+    assert!(world.assigned.is_empty(), "another turn ended");
+    speaker.end_turn(TurnId(1));
+    for _ in 0..10 {
+        world.advance(30_600);
+        world.flush();
+    }
+    assert_eq!(settled(&world, &job), Some(Outcome::Failed));
+    assert_eq!(job.ended().unwrap().code, Some(ErrorCode::JobTimeout));
+    assert_eq!(job.ended().unwrap().attempts, 2, "each node had it once");
+    assert_eq!((a.node.slots().0, b.node.slots().0), (0, 0));
+    world.audit();
+}
+
+#[test]
+fn a_restart_closes_the_turns_behind_the_last_one() {
+    let mut world = World::new(small());
+    world.join("a");
+    let speaker = world.scheduler.speaker(SessionId(1));
+    for (id, turn) in [(1, 1), (2, 2)] {
+        let spec = JobSpec {
+            session: speaker.session,
+            utterance_index: id as u64,
+            turn: TurnId(turn),
+            cut: Cut::MaxDuration,
+            ..spec("zh", "en")
+        };
+        let audio = Audio::Raw(Bytes::from_static(b"audio"));
+        let (received_us, cut_us) = (1, 1);
+        let submission = Submission { spec, audio, received_us, cut_us, chunks: None, key: None };
+        world.scheduler.restore(JobId(id), &speaker, submission, world.now);
+        world.jobs.push(world.scheduler.job(JobId(id)).unwrap());
+    }
+    let mut effects = Effects::new();
+    world.scheduler.release_restored(world.now, &mut effects);
+    world.perform(effects);
+    world.flush();
+    for _ in 0..4 {
+        world.advance(30_600);
+    }
+    let jobs: Vec<_> = world.jobs.iter().map(|job| settled(&world, job)).collect();
+    assert_eq!(jobs, [Some(Outcome::Failed), None], "only the last turn can go on");
+    world.audit();
+}
