@@ -150,7 +150,8 @@ impl Session {
 
     /// Says what waited for results up to this number.
     fn say_asides_behind(&mut self, sent: u64, effects: &mut Effects) {
-        while let Some(said) = self.asides.pop_front_if(|said| said.after <= sent) {
+        while self.asides.front().is_some_and(|said| said.after <= sent) {
+            let Some(said) = self.asides.pop_front() else { return };
             effects.push(Effect::Send(said.frame, None));
             if let Some(index) = said.refused {
                 self.stream.refused(index);
