@@ -438,14 +438,13 @@ impl Scheduler {
         !job.spec.cut.closes_turn() && self.turn_is_open(job)
     }
 
-    /// Whether more of the turn is to come, or the job that ends it is not settled yet. A turn whose
-    /// end was refused is over without such a job.
+    /// Whether more of the turn is to come, or the job that ends it is not settled yet. A turn
+    /// whose end was refused is over without such a job.
     fn turn_is_open(&self, job: &Job) -> bool {
         let ids = job.turn.jobs.load();
         let last = ids.last().and_then(|id| self.job(*id));
-        let ending = |last: Arc<Job>| {
-            last.spec.cut.closes_turn() && last.state().outcome().is_none()
-        };
+        let ending =
+            |last: Arc<Job>| last.spec.cut.closes_turn() && last.state().outcome().is_none();
         !job.turn.is_closed() || last.is_some_and(ending)
     }
 

@@ -424,8 +424,7 @@ impl Session {
         self.detached_until = None;
         self.segmenter.resume(now);
         let rest_is_gone = self.turn.is_some() && self.segmenter.held() == 0;
-        self.turn_until =
-            (rest_is_gone && self.pause_ms > 0).then(|| now.after_ms(self.pause_ms));
+        self.turn_until = (rest_is_gone && self.pause_ms > 0).then(|| now.after_ms(self.pause_ms));
         let utterances = self
             .open
             .iter()

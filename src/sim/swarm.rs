@@ -90,7 +90,11 @@ impl Rates {
             plant,
             delay_us: if slow { [2_000, 20_000, 80_000, 500_000][rng.usize(..4)] } else { 2_000 },
             faults_us: rng.u64(8_000_000..22_000_000),
-            commit_us: if slow { [2_000, 15_000, 200_000, 3_000_000][rng.usize(..4)] } else { 8_000 },
+            commit_us: if slow {
+                [2_000, 15_000, 200_000, 3_000_000][rng.usize(..4)]
+            } else {
+                8_000
+            },
             new_nodes_pct: [0, 50, 50, 100][rng.usize(..4)],
             resume_pct: [60, 60, 100, 30][rng.usize(..4)],
             pace_us: [150_000, 600_000, 1_500_000][rng.usize(..3)],

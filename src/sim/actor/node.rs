@@ -327,7 +327,9 @@ impl NodeActor {
                 lie.job = format!("job-00000000-0000-4000-8000-{:012x}", env.rng.u32(..));
             }
             _ => {
-                let Some((job, attempt)) = env.judge.job_of_another_node(&self.name) else { return };
+                let Some((job, attempt)) = env.judge.job_of_another_node(&self.name) else {
+                    return;
+                };
                 env.counts.reached("lie_foreign");
                 (lie.job, lie.attempt) = (job, attempt);
             }
@@ -346,5 +348,4 @@ impl NodeActor {
             self.wake(us, NodeWake::Connect, env);
         }
     }
-
 }

@@ -117,10 +117,10 @@ impl Judge {
                 return Some(format!("I21: {job} changed between two attempts"));
             }
         }
-        let again = |a: &&Assigned| {
-            a.node == new.node && a.run == new.run && a.life == new.life
-        };
-        if before.iter().any(|a| again(&a)) && !self.links.values().any(|l| l.name == new.node && l.hello) {
+        let again = |a: &&Assigned| a.node == new.node && a.run == new.run && a.life == new.life;
+        if before.iter().any(|a| again(&a))
+            && !self.links.values().any(|l| l.name == new.node && l.hello)
+        {
             return Some(format!("I11: {job} went twice to {}", new.node));
         }
         let ledger = self.sessions.get(session)?;

@@ -17,16 +17,16 @@ use std::sync::Arc;
 use super::env::{Arms, Env, Event, TaskId};
 use super::net::{ConnId, Msg, Peer};
 use crate::config::Config;
-use crate::job::{Effects, Scheduler, WaitQueue, Wheel};
 use crate::job::Deadline;
+use crate::job::{Effects, Scheduler, WaitQueue, Wheel};
 use crate::node::pool::Publisher;
 use crate::node::{NodeIndex, Registry, State};
 use crate::protocol::{NodeId, SessionId};
 use crate::store::{SimDisk, StoreError, StoreOptions};
 use crate::telemetry::{Metrics, Now};
 
-pub(super) use journal::Then;
 use journal::Journal;
+pub(super) use journal::Then;
 use node::NodeTask;
 use session::{Handle, Task};
 

@@ -183,7 +183,8 @@ impl Life {
         let (index, now, mut effects) = (attached.node.index, self.now(env), Effects::new());
         match message {
             Message::JobResult(result) => {
-                let foreign = result.node_id.as_deref().is_some_and(|id| id != &*attached.node.id.0);
+                let foreign =
+                    result.node_id.as_deref().is_some_and(|id| id != &*attached.node.id.0);
                 if foreign {
                     return;
                 }

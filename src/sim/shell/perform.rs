@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Life;
 use super::journal::{Full, Then};
 use super::session::Mail;
-use super::Life;
 use crate::job::{Effect, Effects, Ended, Job, Progress};
 use crate::node::NodeIndex;
 use crate::protocol::ErrorCode;
@@ -157,8 +157,7 @@ impl Life {
         if !self.handles.contains_key(&job.spec.session) {
             return self.keep_unheard(job, result.as_deref(), env);
         }
-        let elapsed_ms =
-            job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
+        let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
         let news = News::Settled {
             index: job.spec.utterance_index,
             job: job.id,

@@ -7,9 +7,9 @@ use super::Life;
 use super::journal::Then;
 use super::session::Open;
 use crate::job::{Deadline, Effect, Effects, Speaker, Submission};
-use crate::protocol::{NodeId, SessionId};
 use crate::protocol::job::Audio;
 use crate::protocol::session::{Request, decode};
+use crate::protocol::{NodeId, SessionId};
 use crate::session::{Past, Profile};
 use crate::sim::env::Env;
 use crate::store::{JobRow, NodeRow, Recovered, RecoveredJob, RecoveredSession, Write};
@@ -33,7 +33,8 @@ impl Life {
                 None => drop(self.submit_write(Write::CloseSession(id), Then::Nothing, env)),
             }
         }
-        let (mut effects, mut strangers) = (Effects::new(), BTreeMap::<SessionId, Arc<Speaker>>::new());
+        let (mut effects, mut strangers) =
+            (Effects::new(), BTreeMap::<SessionId, Arc<Speaker>>::new());
         for RecoveredJob { row, audio } in recovered.jobs {
             env.counts.reached("job_restored");
             let session = row.spec.session;

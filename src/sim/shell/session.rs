@@ -11,9 +11,7 @@ use super::perform::meant;
 use crate::job::{self, Job, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event as Said, Init, Request, Resume, ResumeAck, decode};
 use crate::protocol::{ErrorCode, JobId, SessionId, limits};
-use crate::session::{
-    Answer, Cutting, Effects, GoAway, Input, News, Profile, Refusal, Session,
-};
+use crate::session::{Answer, Cutting, Effects, GoAway, Input, News, Profile, Refusal, Session};
 use crate::sim::env::{Env, Event, TaskId};
 use crate::sim::net::{ConnId, Msg, Tag};
 use crate::store::{SessionRow, Write};
@@ -168,8 +166,10 @@ impl Life {
     pub(in crate::sim) fn step(&mut self, id: TaskId, env: &mut Env) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         task.stepping = false;
-        let behind =
-            task.open.as_ref().is_some_and(|o| o.session.undurable() >= self.config.session.jobs_max);
+        let behind = task
+            .open
+            .as_ref()
+            .is_some_and(|o| o.session.undurable() >= self.config.session.jobs_max);
         let readable = |a: &Arrival| !behind || !matches!(a, Arrival::Msg(_));
         if behind {
             env.counts.reached("reading_paused");
