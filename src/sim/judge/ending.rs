@@ -136,8 +136,8 @@ impl Judge {
             if ledger.unheard || ledger.lost || !ledger.resume {
                 continue;
             }
-            // An utterance of which nothing was heard, from an earlier life: it was refused, and the
-            // refusal went down with the server. Known, and told in docs/SIMULATION.md.
+            // An utterance of which nothing was heard, from an earlier life: it was refused, and
+            // the refusal went down with the server. Known, and told in docs/SIMULATION.md.
             let highest = ledger.last.keys().next_back().copied().unwrap_or(0);
             let silent = (0..highest).any(|index| !ledger.last.contains_key(&index));
             if silent && self.life > ledger.life {
