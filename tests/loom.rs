@@ -42,10 +42,7 @@ fn dispatched() -> Arc<Word> {
 }
 
 /// Runs each on a thread of its own; what each came to.
-fn together<T: 'static>(steps: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T>
-where
-    T: Send,
-{
+fn together<T: Send + 'static>(steps: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
     let threads: Vec<_> = steps.into_iter().map(thread::spawn).collect();
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }

@@ -160,12 +160,25 @@ impl World {
         let Some(life) = &mut self.life else { return };
         let number = life.number;
         let outcome = match event {
-            Event::Step(n, task) if n == number => Ok(life.step(task, env)),
-            Event::Tick(n, task) if n == number => Ok(life.tick(task, env)),
-            Event::Control(n) if n == number => Ok(life.control(false, env)),
-            Event::Wake(n) if n == number => Ok(life.control(true, env)),
+            Event::Step(n, task) if n == number => {
+                life.step(task, env);
+                Ok(())
+            }
+            Event::Tick(n, task) if n == number => {
+                life.tick(task, env);
+                Ok(())
+            }
+            Event::Control(n) if n == number => {
+                life.control(false, env);
+                Ok(())
+            }
+            Event::Wake(n) if n == number => {
+                life.control(true, env);
+                Ok(())
+            }
             Event::ReadBack(n, session, after) if n == number => {
-                Ok(life.read_back(session, after, env))
+                life.read_back(session, after, env);
+                Ok(())
             }
             Event::Commit(n) if n == number => life.commit(env),
             Event::DiskRetry(n) if n == number => life.retry_commit(env),
