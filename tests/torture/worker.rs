@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::audio::hear;
 use super::ledger::text;
-use super::world::{ANSWER, Broken, Came, Wire, World, count};
+use super::world::{ANSWER, Broken, Came, Wire, World};
 use crate::support::{heartbeat_message, register_message};
 
 const LANGUAGES: [&str; 2] = ["zh", "en"];
@@ -137,7 +137,7 @@ impl Worker {
             Some("result_ack") => {
                 self.world.reason(format!("result_ack {}", message["status"]));
                 if message["status"] == "committed" {
-                    count(&self.world.tally.acked);
+                    self.world.committed(&task.0, self.life);
                 }
                 self.unacked.remove(&task);
             }

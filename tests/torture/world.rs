@@ -65,6 +65,8 @@ pub struct World {
     broken: Mutex<Vec<(Broken, String)>>,
     /// Attempts of each job that nodes were given.
     attempts: Mutex<HashMap<String, Vec<u64>>>,
+    /// Jobs whose result a node was told to be on disk, and in which life of the server.
+    committed: Mutex<HashMap<String, u64>>,
     reasons: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -77,6 +79,7 @@ impl World {
             voices: AtomicU32::new(1),
             broken: Mutex::default(),
             attempts: Mutex::default(),
+            committed: Mutex::default(),
             reasons: Mutex::default(),
         }
     }
@@ -124,9 +127,19 @@ impl World {
         let again = of_job.contains(&attempt);
         of_job.push(attempt);
         drop(attempts);
+        let committed = self.committed.lock().unwrap().get(job).copied();
+        if committed.is_some_and(|life| attempt >> 8 > life) {
+            self.broken(Broken::Lost, format!("{job} was done, on disk, and is to be done again"));
+        }
         if again {
             self.broken(Broken::Rule, format!("attempt {attempt} of {job} was given out twice"));
         }
+    }
+
+    /// A node was told that its result is on disk: no later life may ask for it again.
+    pub fn committed(&self, job: &str, life: u64) {
+        count(&self.tally.acked);
+        self.committed.lock().unwrap().entry(job.to_owned()).or_insert(life);
     }
 
     pub fn was_assigned(&self, job: &str, attempt: u64) -> bool {
