@@ -108,7 +108,7 @@ fn settle(id: u128) -> Write {
         explanation: Vec::new(),
     };
     let outbox = Some(Bytes::from(vec![id as u8; 1_000]));
-    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: false }
+    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: false, refused: None }
 }
 
 /// What was said to be durable.

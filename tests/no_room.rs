@@ -107,7 +107,9 @@ async fn echo(mut node: support::FakeNode) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_loses_nothing_and_is_left_when_there_is_room_again() {
-    let Some(disk) = Tmpfs::mount("24m") else { return println!("skipped: cannot mount a tmpfs") };
+    let Some(disk) = Tmpfs::mount("24m") else {
+        return writeln!(std::io::stderr(), "skipped: cannot mount a tmpfs").unwrap();
+    };
     let server = TestServer::start(|config| {
         config.server.data = disk.path().join("data");
         config.store.ballast_bytes = 4 << 20;

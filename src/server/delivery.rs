@@ -11,8 +11,8 @@ use super::perform::{record, when_kept};
 use super::session::SessionTask;
 use super::shared::{Mail, SessionHandle, SessionTag, read_store};
 use crate::protocol::{JobId, SessionId};
-use crate::session::{Effect, Input, News};
-use crate::store::{Done, Store, Write};
+use crate::session::{Effect, Input, News, Refused};
+use crate::store::{Done, Store, TerminalRow, Why, Write};
 use crate::telemetry::{Now, Stage};
 use crate::transport::{Frame, Outbox};
 
@@ -40,6 +40,7 @@ impl SessionTask {
             Effect::Forfeit(through_seq) => self.forfeit(through_seq),
             Effect::Submit(cutting) => self.submit(*cutting, now),
             Effect::Record { index, job, frame } => self.record(index, job, frame).await,
+            Effect::Refuse(refused) => self.keep_refusal(*refused, now).await,
             Effect::Cancel(jobs) => self.cancel(jobs, now),
             Effect::EndTurn(turn) => {
                 if let Some(open) = &self.open {
@@ -187,6 +188,28 @@ impl SessionTask {
             tokio::time::sleep(STORE_RETRY).await;
         }
         debug!(job = %id, index, "outcome on its way to the disk");
+    }
+
+    /// Keeps that an utterance was refused; the client is told when that is done.
+    async fn keep_refusal(&mut self, refused: Refused, now: Now) {
+        let Refused { index, job, code, why, chunks, frame } = refused;
+        let (Some(store), Some(open)) = (&self.shared.store, &self.open) else { return };
+        let mailbox = Arc::clone(&open.handle);
+        let place = (mailbox.id, index);
+        let terminal = TerminalRow::refusal(job, place, (code.as_str(), why), now.unix_ms);
+        let mut done: Option<Done> = Some(Box::new(move |committed| {
+            let seq = committed.outbox_seq;
+            mailbox.deliver(Mail::News(News::Durable { job, seq }));
+        }));
+        let (terminal, refused) = (Box::new(terminal), Some(chunks));
+        let mut write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
+        while let Err(back) = store.submit(write, done) {
+            if back.why == Why::Stopped {
+                return;
+            }
+            (write, done) = (back.write, back.done);
+            tokio::time::sleep(STORE_RETRY).await;
+        }
     }
 
     /// The socket took a frame.

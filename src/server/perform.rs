@@ -298,7 +298,7 @@ pub(super) fn record(
         explanation: serde_json::to_vec(&job.explain()).unwrap_or_default(),
     };
     let dead = ended.code.is_some_and(speaks_of_nodes);
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead };
+    let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead, refused: None };
     match store.submit(write, done) {
         Ok(()) => Ok(()),
         Err(Refused { done, why: Why::Full, .. }) => Err(done),

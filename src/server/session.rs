@@ -20,7 +20,7 @@ use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
 use crate::protocol::{ErrorCode, JobId, SessionId, limits};
 use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, Session};
-use crate::store::{SessionRow, Write};
+use crate::store::{SessionRow, Store, Write};
 use crate::telemetry::{Now, Stage};
 use crate::tenant::Denied;
 use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
@@ -49,6 +49,21 @@ pub(super) struct SessionTask {
     pub(super) open: Option<Open>,
     pub(super) effects: Effects,
     job_effects: job::Effects,
+}
+
+impl Open {
+    /// Has the session stored, if it is not: with its first job, so that an idle session costs the
+    /// disk nothing. False if there is no store, or no room.
+    fn store_session(&mut self, store: Option<&Store>) -> bool {
+        let Some(store) = store else { return false };
+        let Some(row) = self.unstored.take() else { return true };
+        let taken = store.submit(Write::OpenSession(row.clone()), None);
+        if let Err(refused) = &taken {
+            debug!(?refused, "a session could not be stored");
+            self.unstored = Some(row);
+        }
+        taken.is_ok()
+    }
 }
 
 impl SessionTask {
@@ -385,7 +400,10 @@ impl SessionTask {
                 if denied == Denied::Conflict {
                     open.session.conflicting(index, &mut self.effects);
                 } else {
+                    let stored = open.session.profile.resume
+                        && open.store_session(self.shared.store.as_ref());
                     let refusal = Refusal {
+                        stored,
                         code: denied.code(),
                         why: denied.to_string(),
                         retry_after_ms: denied.retry_after_ms(),
@@ -408,18 +426,10 @@ impl SessionTask {
         if open.session.owes_acks() {
             return Err(Denied::Unacknowledged);
         }
-        if let Some(store) = &self.shared.store {
-            if !store.has_room_for_accepts() {
-                return Err(Denied::StoreFull);
-            }
-            // With its first job, so that an idle session costs the disk nothing.
-            if let Some(row) = open.unstored.take()
-                && let Err(refused) = store.submit(Write::OpenSession(row.clone()), None)
-            {
-                debug!(?refused, "a session could not be stored");
-                open.unstored = Some(row);
-                return Err(Denied::StoreFull);
-            }
+        if let Some(store) = &self.shared.store
+            && !(store.has_room_for_accepts() && open.store_session(Some(store)))
+        {
+            return Err(Denied::StoreFull);
         }
         self.shared.scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
     }

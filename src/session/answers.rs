@@ -9,7 +9,7 @@ use crate::telemetry::Now;
 
 use super::delivery::Acked;
 use super::sequencer::Release;
-use super::{Answer, Effect, Effects, News, Session};
+use super::{Answer, Effect, Effects, News, Refused, Session};
 
 /// A last word on its way to the disk, or something said in between, which keeps its place.
 #[derive(Debug)]
@@ -324,7 +324,7 @@ impl Session {
     /// What ends an utterance goes to the disk first, and then to the client.
     fn keep(&mut self, index: u64, job: JobId, frame: Bytes, effects: &mut Effects) {
         if job == JobId(0) {
-            // Refused: nothing was kept, so there is nothing to hold on to.
+            // Refused, and may be said again: nothing is kept.
             return self.say(frame, Some(index), effects);
         }
         let told = self.tells_at_once;
@@ -339,7 +339,10 @@ impl Session {
             frame: frame.clone(),
             told,
         });
-        effects.push(Effect::Record { index, job, frame });
+        effects.push(match self.refusals.remove(&job) {
+            Some(refused) => Effect::Refuse(Box::new(Refused { frame, ..refused })),
+            None => Effect::Record { index, job, frame },
+        });
     }
 
     /// Says something that is not kept, behind the last words before it.

@@ -14,7 +14,7 @@ pub struct GoAway {
     pub deadline_ms: u64,
 }
 
-/// Why an utterance was not taken. Nothing of it was kept.
+/// Why an utterance was not taken.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// What the client is told.
@@ -23,6 +23,8 @@ pub struct Refusal {
     pub why: String,
     /// When to try again, in milliseconds.
     pub retry_after_ms: u64,
+    /// Whether the session is on disk, so that a last word of it can be.
+    pub stored: bool,
 }
 
 impl Refusal {

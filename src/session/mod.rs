@@ -176,6 +176,8 @@ pub enum Effect {
         /// The frame owed to the client.
         frame: Bytes,
     },
+    /// As `Record`, for an utterance that never became a job.
+    Refuse(Box<Refused>),
     /// Nobody wants these jobs any more.
     Cancel(Vec<JobId>),
     /// No job will end this turn: its jobs wait for none.
@@ -222,6 +224,24 @@ pub struct ClientKey {
     pub text: String,
     /// What tells one utterance under this name from another.
     pub digest: u32,
+}
+
+/// The last word on an utterance that was refused and that its client cannot say again: its chunks
+/// are not awaited any more when this is on disk.
+#[derive(Debug)]
+pub struct Refused {
+    /// Utterance.
+    pub index: u64,
+    /// The name under which it is kept; there is no such job.
+    pub job: JobId,
+    /// What the client was told.
+    pub code: ErrorCode,
+    /// The reason in words.
+    pub why: String,
+    /// Which numbered chunks are in the utterance and in those before it.
+    pub chunks: ChunkMark,
+    /// The frame owed to the client.
+    pub frame: Bytes,
 }
 
 /// What is known of a session that an earlier life of the server had.
@@ -290,6 +310,8 @@ pub struct Session {
     pending: VecDeque<Pending>,
     asides: VecDeque<Aside>,
     told: VecDeque<Told>,
+    /// Refusals to be kept, until those before them let them go. Their frames are elsewhere.
+    refusals: BTreeMap<JobId, Refused>,
     delivery: Delivery,
     stream: Stream,
     /// The client is gone; until this moment it may come back, monotonic microseconds.
@@ -338,6 +360,7 @@ impl Session {
             pending: VecDeque::new(),
             asides: VecDeque::new(),
             told: VecDeque::new(),
+            refusals: BTreeMap::new(),
             delivery: Delivery::new(proof),
             stream: Stream::default(),
             detached_until: None,

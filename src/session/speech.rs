@@ -9,7 +9,7 @@ use crate::telemetry::Now;
 
 use super::profile::boxed;
 use super::segmenter::{Out, Piece};
-use super::{ClientKey, Cutting, Effect, Effects, Held, Refusal, Session};
+use super::{ClientKey, Cutting, Effect, Effects, Held, Refusal, Refused, Session};
 use super::{HELD_BYTES_MAX, INDEX_MAX, PAUSE_APART_US};
 
 impl Session {
@@ -262,10 +262,12 @@ impl Session {
     }
 
     /// The submission of `index` was refused: the client is told, in order, and asked to pause if
-    /// it is speaking. Nothing was kept.
+    /// it is speaking. Of speech that came in numbered chunks this is a last word like any other,
+    /// for the client does not say it again; of the rest nothing is kept.
     pub fn refused(&mut self, index: u64, refusal: Refusal, now: Now, effects: &mut Effects) {
         let going_down = refusal.code == ErrorCode::ShuttingDown;
-        if going_down && self.says_again() && self.stream.is_unkept(index) {
+        let chunks = self.stream.unkept(index).filter(|_| self.says_again());
+        if going_down && chunks.is_some() {
             // Its chunks stay unacknowledged: the next server is sent them, and cuts them anew.
             self.traces.remove(&index);
             return;
@@ -276,7 +278,7 @@ impl Session {
         if self.profile.typed_errors {
             let event = Event::Error {
                 code: code.to_owned(),
-                message: refusal.why,
+                message: refusal.why.clone(),
                 retryable: Some(true),
                 retry_after_ms: Some(refusal.retry_after_ms),
                 phase: Some("submit"),
@@ -287,7 +289,15 @@ impl Session {
         }
         let frame = self.missing(index, reason, now);
         self.traces.remove(&index);
-        self.sequencer.settle(index, (JobId(0), frame), now.us, &mut self.releases);
+        let mut job = JobId(0);
+        // A client that does not acknowledge what it has is not owed more.
+        if let Some(chunks) = chunks.filter(|_| refusal.stored && !self.owes_acks()) {
+            job = JobId(random_uuid());
+            let Refusal { code, why, .. } = refusal;
+            let frame = bytes::Bytes::new();
+            self.refusals.insert(job, Refused { index, job, code, why, chunks, frame });
+        }
+        self.sequencer.settle(index, (job, frame), now.us, &mut self.releases);
         if self.segmenter.next_tick().is_some() {
             self.pause(refusal.retry_after_ms, now, effects);
         }
@@ -304,7 +314,11 @@ impl Session {
 }
 
 fn fresh_turn() -> TurnId {
-    TurnId(uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128())
+    TurnId(random_uuid())
+}
+
+fn random_uuid() -> u128 {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128()
 }
 
 /// What tells one body of an idempotency key from another.

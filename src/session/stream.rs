@@ -40,6 +40,8 @@ struct Cut {
     through: u64,
     /// It is on disk.
     kept: bool,
+    /// As it is committed.
+    mark: ChunkMark,
 }
 
 impl Stream {
@@ -107,8 +109,10 @@ impl Stream {
         }
         self.leave(bytes);
         let (end, through) = self.passed;
-        self.unkept.push_back(Cut { index, through, kept: false });
-        Some(ChunkMark { through, skip: u32::try_from(self.left - end).unwrap_or(u32::MAX) })
+        let skip = u32::try_from(self.left - end).unwrap_or(u32::MAX);
+        let mark = ChunkMark { through, skip };
+        self.unkept.push_back(Cut { index, through, kept: false, mark });
+        Some(mark)
     }
 
     /// The utterance was refused, and the client told: its audio is not awaited any more.
@@ -121,9 +125,9 @@ impl Stream {
         }
     }
 
-    /// Whether the utterance was cut from the stream and is not on disk.
-    pub(super) fn is_unkept(&self, index: u64) -> bool {
-        self.unkept.iter().any(|cut| cut.index == index && !cut.kept)
+    /// The mark of the utterance, if it was cut from the stream and is not on disk.
+    pub(super) fn unkept(&self, index: u64) -> Option<ChunkMark> {
+        self.unkept.iter().find(|cut| cut.index == index && !cut.kept).map(|cut| cut.mark)
     }
 
     /// The job of this utterance, or its end, is on disk.

@@ -32,7 +32,8 @@ fn past(open: &[(u64, u128)], turn: Option<u128>, owed: usize) -> Past {
 }
 
 fn refusal() -> Refusal {
-    Refusal { code: ErrorCode::Overloaded, why: "full".into(), retry_after_ms: 1_000 }
+    let why = "full".to_owned();
+    Refusal { code: ErrorCode::Overloaded, why, retry_after_ms: 1_000, stored: true }
 }
 
 /// Frames sent with the effects, in order.
@@ -113,7 +114,7 @@ fn a_refusal_waits_for_the_results_that_are_read_back() {
 }
 
 #[test]
-fn chunks_of_a_refused_utterance_are_safe_when_the_client_was_told() {
+fn chunks_of_a_refused_utterance_are_safe_when_that_is_kept() {
     let (mut session, mut effects) = (session(ALL), Effects::new());
     session.apply(chunk(1, true, &packet()), at(1), &mut effects);
     session.apply(Input::Lost, at(2), &mut effects);
@@ -121,10 +122,18 @@ fn chunks_of_a_refused_utterance_are_safe_when_the_client_was_told() {
     session.apply(Input::Tick, at(500), &mut effects);
     assert!(effects.iter().any(|e| matches!(e, Effect::Submit(_))), "the hangover is over");
     session.refused(0, refusal(), at(500), &mut effects);
-    assert_eq!(sent(&effects), [""; 0], "nobody is there");
+    let kept = effects.iter().find_map(|e| match e {
+        Effect::Refuse(refused) => Some((refused.job, refused.chunks.through)),
+        _ => None,
+    });
+    let (job, through) = kept.unwrap();
+    assert_eq!(through, 1, "what it covers is committed with it");
     session.attach(0, at(900), &mut effects);
-    let told = ["session_resume_ack", "missing_result overloaded", "audio_ack"];
-    assert_eq!(sent(&effects), told);
+    assert_eq!(sent(&effects), ["session_resume_ack"], "it is not on disk");
+    effects.clear();
+    session.apply(Input::News(News::Durable { job, seq: Some(1) }), at(901), &mut effects);
+    assert_eq!(sent(&effects), ["audio_ack", "missing_result overloaded"]);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Deliver { seq: 1, .. })));
 }
 
 #[test]

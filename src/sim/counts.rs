@@ -19,6 +19,7 @@ pub const REQUIRED: &[&str] = &[
     "refused_store_full",
     "refused_unacknowledged",
     "refused_conflict",
+    "refusal_kept",
     "node_lost",
     "poison",
     "answer_stale",

@@ -16,7 +16,7 @@ use super::record::*;
 use super::tables::{ONLY, Tables, TakenJob};
 use super::{Committed, StoreError, StoreOptions, Write};
 use crate::protocol::ids::{JobId, SessionId};
-use crate::protocol::job::Audio;
+use crate::protocol::job::{Audio, ChunkMark};
 
 /// Old rows of each kind forgotten with one commit, beside two for every job it ends: retention
 /// keeps pace with the work and never makes a transaction of its own size.
@@ -144,8 +144,9 @@ impl Ledger {
         now_ms: u64,
     ) -> Result<Committed, StoreError> {
         match write {
-            Write::SettleJob { terminal, outbox, dead } => {
-                let end = End { terminal, frame: outbox.as_deref(), dead: *dead };
+            Write::SettleJob { terminal, outbox, dead, refused } => {
+                let (frame, dead, refused) = (outbox.as_deref(), *dead, *refused);
+                let end = End { terminal, frame, dead, refused };
                 return self.settle(tables, end, now_ms);
             }
             Write::Delivered { session, through_seq } => tables.deliver(session.0, *through_seq)?,
@@ -229,7 +230,7 @@ impl Ledger {
     fn settle(
         &mut self,
         tables: &mut Tables<'_>,
-        End { terminal, frame, dead }: End<'_>,
+        End { terminal, frame, dead, refused }: End<'_>,
         now_ms: u64,
     ) -> Result<Committed, StoreError> {
         let id = terminal.id.0;
@@ -239,10 +240,11 @@ impl Ledger {
         self.batch.settled += 1;
         tables.put_terminal(terminal)?;
         let job = tables.take_job(id, dead)?;
-        if job.is_none() {
+        if job.is_none() && refused.is_none() {
             self.batch.early_ends.insert(id, Some(EarlyEnd { letter: None }));
         }
         let progress = self.progress(tables, terminal.session, now_ms)?;
+        progress.chunks = progress.chunks.max(refused);
         let behind = terminal.utterance_index.saturating_add(1);
         progress.next_index = progress.next_index.max(behind);
         let seq = frame.map(|_| progress.next_seq);
@@ -524,6 +526,8 @@ struct End<'a> {
     frame: Option<&'a [u8]>,
     /// Whether the job is kept as a dead letter.
     dead: bool,
+    /// Of what was refused: its mark in the audio stream.
+    refused: Option<ChunkMark>,
 }
 
 /// Stores the progress of a session, and its place among those that are not open.

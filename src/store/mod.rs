@@ -142,6 +142,9 @@ pub enum Write {
         /// Whether the job and its audio are kept as a dead letter with the reason `failed`. If
         /// its acceptance comes later, they are added then.
         dead: bool,
+        /// It was refused and there is no job: no acceptance will come, and its mark in the audio
+        /// stream counts from now on.
+        refused: Option<ChunkMark>,
     },
     /// A session has received its frames.
     Delivered {

@@ -114,6 +114,29 @@ pub struct TerminalRow {
     pub explanation: Vec<u8>,
 }
 
+impl TerminalRow {
+    /// The end of an utterance that was refused, under a name of its own.
+    pub fn refusal(
+        id: JobId,
+        (session, utterance_index): (SessionId, u64),
+        (code, message): (&str, String),
+        settled_unix_ms: u64,
+    ) -> Self {
+        Self {
+            id,
+            session,
+            utterance_index,
+            outcome: Outcome::Failed,
+            code: code.to_owned(),
+            message,
+            attempts: 0,
+            node: None,
+            settled_unix_ms,
+            explanation: Vec::new(),
+        }
+    }
+}
+
 /// A frame owed to a session.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct OutboxRow {

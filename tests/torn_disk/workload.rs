@@ -212,8 +212,7 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         partial_interval_ms: 0,
         client_sent_ms: None,
     };
-    let chunks =
-        random.bool().then(|| ChunkMark { through: random.u64(..20), skip: random.u32(..5) });
+    let chunks = random.bool().then(|| mark(random));
     let row = JobRow {
         id: JobId(id),
         spec,
@@ -232,6 +231,10 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
     Write::AcceptJob { row: Box::new(row), audio: audio(id), idempotency }
 }
 
+fn mark(random: &mut fastrand::Rng) -> ChunkMark {
+    ChunkMark { through: random.u64(..20), skip: random.u32(..5) }
+}
+
 fn settle(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) -> Write {
     let terminal = TerminalRow {
         id: JobId(id),
@@ -246,5 +249,6 @@ fn settle(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         explanation: vec![b'e'; random.usize(..200)],
     };
     let outbox = (random.u8(..4) > 0).then(|| Bytes::from(vec![id as u8; random.usize(..5_000)]));
-    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: random.u8(..4) == 0 }
+    let refused = (random.u8(..8) == 0).then(|| mark(random));
+    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: random.u8(..4) == 0, refused }
 }

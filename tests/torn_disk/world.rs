@@ -76,8 +76,8 @@ impl World {
                     self.idempotency.insert(key.key, key.clone());
                 }
             }
-            Write::SettleJob { terminal, outbox, dead } => {
-                answer = self.settle(terminal, outbox.as_ref(), *dead, now);
+            Write::SettleJob { terminal, outbox, dead, refused } => {
+                answer = self.settle(terminal, outbox.as_ref(), (*dead, *refused), now);
             }
             Write::Delivered { session, through_seq } => {
                 self.outbox.retain(|(s, seq), _| *s != session.0 || seq > through_seq);
@@ -129,7 +129,7 @@ impl World {
         &mut self,
         end: &TerminalRow,
         frame: Option<&Bytes>,
-        dead: bool,
+        (dead, refused): (bool, Option<ChunkMark>),
         now: u64,
     ) -> Committed {
         if self.terminals.contains_key(&end.id.0) {
@@ -139,6 +139,7 @@ impl World {
         let job = self.jobs.remove(&end.id.0);
         let progress = self.touch(end.session.0, now);
         progress.next_index = progress.next_index.max(end.utterance_index + 1);
+        progress.chunks = progress.chunks.max(refused);
         let seq = frame.map(|_| progress.next_seq);
         progress.next_seq += u64::from(frame.is_some());
         if let (Some(seq), Some(frame)) = (seq, frame) {
@@ -152,7 +153,7 @@ impl World {
             };
             self.outbox.insert((end.session.0, seq), row);
         }
-        let early = job.is_none();
+        let early = job.is_none() && (dead || refused.is_none());
         let letter = dead.then(|| {
             let letter = self.letter(end.id, end.session, end.utterance_index, "failed", now);
             letter.0.seq = seq;

@@ -1,8 +1,6 @@
 //! A speaker that comes back to its session after every loss, and believes nothing it is not told.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -330,7 +328,7 @@ impl Client {
             let bye = json!({"type": "session_close", "session_id": session, "reason": "done"});
             return self.say(wire, &bye).await;
         }
-        let Some(index) = self.to_say() else { return true };
+        let Some(index) = self.choose() else { return true };
         if self.utterances[index].on.is_some() {
             self.world.count("said again");
         }
@@ -345,7 +343,7 @@ impl Client {
 
     /// The first utterance that was not said on this connection and not accepted; now and then one
     /// that was accepted.
-    fn to_say(&mut self) -> Option<usize> {
+    fn choose(&mut self) -> Option<usize> {
         let again = self.rng.u8(..12) == 0;
         let connection = self.connection;
         let open = |said: &Said| !said.ended && said.on != Some(connection);
@@ -439,116 +437,9 @@ impl Client {
     }
 }
 
-fn init(extensions: &[&str]) -> Value {
+/// The first message of a session.
+pub fn init(extensions: &[&str]) -> Value {
     json!({"type": "session_init", "client_version": "t", "platform": "cli", "src_lang": "zh",
         "tgt_lang": "en", "audio_format": "pcm16", "sample_rate": 16_000,
         "extensions": extensions})
-}
-
-/// A speaker that knows nothing of coming back: it says again in a new session what was not
-/// answered in the old one. Nothing it does not know may be sent to it.
-pub async fn run_plain(
-    world: Rc<World>,
-    mut rng: Rng,
-    voice: u64,
-    count: usize,
-) -> turmoil::Result {
-    let name = format!("plain-{voice}");
-    let mut open: Vec<u64> = (0..count as u64).collect();
-    sleep(between(&mut rng, 0, 2_000)).await;
-    while !open.is_empty() {
-        if let Some(mut wire) = Wire::dial("/ws/session").await
-            && let Err(how) =
-                plain_session(&world, &mut rng, &name, voice, &mut open, &mut wire).await
-        {
-            world.fault(&name, &how);
-            break;
-        }
-        sleep(between(&mut rng, 0, 800)).await;
-    }
-    world.speaking.set(world.speaking.get() - 1);
-    Ok(())
-}
-
-async fn plain_session(
-    world: &World,
-    rng: &mut Rng,
-    name: &str,
-    voice: u64,
-    open: &mut Vec<u64>,
-    wire: &mut Wire,
-) -> Verdict<()> {
-    let numbers = open.clone();
-    if !wire.say(&init(&[])).await {
-        return Ok(());
-    }
-    let Came::Said(ack) = wire.next().await else { return Ok(()) };
-    let Some(session) = ack["session_id"].as_str() else {
-        return Err(format!("greeted with {ack}"));
-    };
-    let mut ends: BTreeMap<u64, bool> = BTreeMap::new();
-    let (mut said, mut say_at, mut highest) = (0, Instant::now(), None);
-    while ends.len() < numbers.len() {
-        tokio::select! {
-            biased;
-            came = wire.next() => {
-                let Came::Said(message) = came else { return Ok(()) };
-                world.note_message(name, "hears", &message);
-                let odd = |why: &str| Err(format!("{why}: {message}"));
-                match message["type"].as_str() {
-                    Some("translation_result" | "missing_result") => {}
-                    Some("utterance_accepted" | "audio_ack" | "go_away" | "error") => {
-                        return odd("never asked for");
-                    }
-                    _ => continue,
-                }
-                if !message["seq"].is_null() || !message["epoch"].is_null() {
-                    return odd("a number never asked for");
-                }
-                if message["reason"] == "gap_timeout" {
-                    continue;
-                }
-                let index = message["utterance_index"].as_u64().unwrap_or(u64::MAX);
-                let Some(number) = numbers.get(index as usize) else { return odd("never said") };
-                if message["type"] == "translation_result" {
-                    if message["text_asr"] != format!("{voice} {number}") {
-                        return odd("the answer to something else");
-                    }
-                    world.told_of_end(name, message["job_id"].as_str().unwrap_or_default());
-                }
-                let late = message["late"] == true;
-                if ends.insert(index, late).is_some() {
-                    return odd("a second last word");
-                }
-                if !late && highest >= Some(index) {
-                    return odd(&format!("out of order, after {highest:?}"));
-                }
-                highest = if late { highest } else { Some(index) };
-                open.retain(|open| open != number);
-                world.count("told plainly");
-            }
-            () = tokio::time::sleep_until(say_at) => {
-                say_at = Instant::now() + between(rng, 1, 700);
-                if !world.calm.get() && rng.u8(..60) == 0 {
-                    return Ok(());
-                }
-                let Some(number) = numbers.get(said) else { continue };
-                let audio = base64_simd::STANDARD.encode_to_string(sound(voice, *number));
-                let utterance = json!({"type": "utterance", "session_id": session,
-                    "utterance_index": said, "manual_cut": true, "src_lang": "zh",
-                    "tgt_lang": "en", "audio": audio, "audio_format": "pcm16",
-                    "sample_rate": 16_000});
-                said += 1;
-                world.note_message(name, "says", &utterance);
-                if !wire.say(&utterance).await {
-                    return Ok(());
-                }
-            }
-        }
-    }
-    wire.say(&json!({"type": "session_close", "session_id": session, "reason": "done"})).await;
-    // Its proof that it has what it was sent is the pong, which the socket sends by itself.
-    let until = Instant::now() + Duration::from_secs(1);
-    while let Ok(Came::Said(_)) = tokio::time::timeout_at(until, wire.next()).await {}
-    Ok(())
 }

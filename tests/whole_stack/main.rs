@@ -14,6 +14,7 @@
 mod client;
 mod machine;
 mod node;
+mod plain;
 mod plan;
 mod run;
 #[path = "../support/mod.rs"]
@@ -29,7 +30,24 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// Seeds of a run without settings.
 const SEEDS: u64 = 60;
 /// What must have happened in that many seeds: what never came has proved nothing.
-const HAPPENED: [&str; 1] = ["accepted"];
+const HAPPENED: [&str; 16] = [
+    "accepted",
+    "accepted again",
+    "crash",
+    "forgotten",
+    "hello cancel",
+    "hello keep",
+    "hello send",
+    "late",
+    "node crash",
+    "partition",
+    "repeated",
+    "result stale",
+    "result unknown",
+    "resumed to a finished utterance",
+    "resumed to an unfinished utterance",
+    "silent crash",
+];
 
 fn main() -> ExitCode {
     // As the test harness would: names are looked for in, and lists are of, nothing but this.

@@ -13,7 +13,7 @@ use utterd::store::{Engine, SimDisk, StoreOptions};
 
 use super::plan::{Fault, Plan};
 use super::world::World;
-use super::{client, machine, node};
+use super::{client, machine, node, plain};
 
 /// How long speakers may take once nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -41,7 +41,7 @@ pub fn alone(seed: u64) -> ExitCode {
     let mut rng = Rng::with_seed(seed);
     let plan = Plan::new(&mut rng);
     let world = Rc::new(World::new(SimDisk::new(seed)));
-    Run::new(&world, plan, rng).to_the_end();
+    Run::new(&world, plan, rng).finish();
     let (lines, hash) = world.trace();
     let faults = world.faults();
     let tally = serde_json::to_string(&world.book.borrow().tally).unwrap_or_default();
@@ -87,12 +87,10 @@ impl Run<'_> {
         let mut peers = Vec::new();
         let (config, pace) = (plan.config.clone(), plan.pace);
         let (shared, seed) = (Rc::clone(world), rng.u64(..));
-        let mut life = 0;
         let lives = std::cell::Cell::new(0_u64);
-        life += seed;
         sim.host("server", move || {
             lives.set(lives.get() + 1);
-            let rng = Rng::with_seed(life ^ lives.get());
+            let rng = Rng::with_seed(seed ^ lives.get());
             machine::life(Rc::clone(&shared), config.clone(), pace, rng)
         });
         for (number, style) in plan.nodes.iter().copied().enumerate() {
@@ -111,14 +109,14 @@ impl Run<'_> {
             peers.push(name.clone());
             match comes_back {
                 true => sim.client(name, client::run(Rc::clone(world), rng, voice, count)),
-                false => sim.client(name, client::run_plain(Rc::clone(world), rng, voice, count)),
+                false => sim.client(name, plain::run(Rc::clone(world), rng, voice, count)),
             }
         }
         let next_death = (Duration::from_millis(100), false);
         Self { world: Rc::clone(world), sim, plan, rng, peers, undo: Vec::new(), next_death }
     }
 
-    fn to_the_end(mut self) {
+    fn finish(mut self) {
         self.plan.faults.reverse();
         let mut rest = None;
         while self.world.faults().is_empty() {

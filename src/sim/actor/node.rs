@@ -278,7 +278,7 @@ impl NodeActor {
         let merged = self.kept.remove(&work.turn).unwrap_or_default();
         let empty = env.chance(40);
         let frame = self.result(&work, &merged, empty);
-        env.judge.node_answers(&work.job, work.attempt);
+        env.judge.node_answers(&work.job, work.attempt, false);
         if self.hello {
             self.unacked.insert((work.job.clone(), work.attempt), frame.clone());
         }
@@ -303,7 +303,8 @@ impl NodeActor {
     }
 
     fn fail(&mut self, work: &Work, code: &str, message: &str, env: &mut Env) {
-        env.judge.node_answers(&work.job, work.attempt);
+        let declined = !matches!(code, "PROCESSING_ERROR" | "ODD");
+        env.judge.node_answers(&work.job, work.attempt, declined);
         let message = json!({"type": "job_result", "job_id": work.job,
             "attempt_id": work.attempt, "node_id": self.name, "session_id": work.session,
             "utterance_index": work.index, "success": false, "processing_time_ms": 5,

@@ -31,6 +31,8 @@ pub(super) struct Assigned {
     pub(super) packets: Vec<(usize, u64)>,
     /// It was answered, cancelled, or its node was lost.
     over: bool,
+    /// Its node said that it cannot do it: that need not be kept.
+    declined: bool,
 }
 
 impl Judge {
@@ -70,7 +72,11 @@ impl Judge {
                 }
             }
             "result_ack" if matches!(text(value, "status"), "committed" | "duplicate") => {
-                self.acked.insert(text(value, "job_id").to_owned());
+                let (job, attempt) = (text(value, "job_id"), value["attempt_id"].as_u64());
+                let attempts = self.jobs.get(job).map(Vec::as_slice).unwrap_or_default();
+                if !attempts.iter().any(|a| Some(a.attempt) == attempt && a.declined) {
+                    self.acked.insert(job.to_owned());
+                }
             }
             _ => {}
         }
@@ -93,6 +99,7 @@ impl Judge {
             crc: crc32c::crc32c(&audio),
             packets: packets(&audio).unwrap_or_default(),
             over: false,
+            declined: false,
         };
         if let Some(sentence) = self.against(&job, &new, &audio) {
             return self.convict(sentence);
@@ -181,11 +188,11 @@ impl Judge {
         (!last.over && last.life == self.life && !told).then_some(&last.node)
     }
 
-    /// A node answers an attempt.
-    pub(in crate::sim) fn node_answers(&mut self, job: &str, attempt: u64) {
+    /// A node answers an attempt, or declines it.
+    pub(in crate::sim) fn node_answers(&mut self, job: &str, attempt: u64, declined: bool) {
         let attempts = self.jobs.get_mut(job).into_iter().flatten();
         for a in attempts.filter(|a| a.attempt == attempt) {
-            a.over = true;
+            (a.over, a.declined) = (true, declined);
         }
     }
 }

@@ -7,10 +7,10 @@ use super::journal::Then;
 use super::perform::meant;
 use super::session::Mail;
 use crate::protocol::{JobId, SessionId};
-use crate::session::{Effect, Input};
+use crate::session::{Effect, Input, Refused};
 use crate::sim::env::{Env, Event, TaskId};
 use crate::sim::net::{Msg, Refusal, Tag};
-use crate::store::Write;
+use crate::store::{TerminalRow, Write};
 use crate::telemetry::Now;
 
 /// Frames read back at once.
@@ -39,6 +39,7 @@ impl Life {
             Effect::Forfeit(through_seq) => self.forfeit(id, through_seq, env),
             Effect::Submit(cutting) => self.submit(id, *cutting, now, env),
             Effect::Record { job, frame, .. } => self.record(id, job, frame, env),
+            Effect::Refuse(refused) => self.keep_refusal(id, *refused, env),
             Effect::Cancel(jobs) => self.cancel(jobs, now, env),
             Effect::EndTurn(turn) => {
                 env.counts.reached("turn_ended_without_job");
@@ -153,6 +154,20 @@ impl Life {
         let session = open.session.id;
         let Some(job) = open.settled.remove(&job) else { return };
         if self.record_job(&job, Some(frame), Some(session), env).is_err() {
+            env.counts.reached("outcome_not_kept");
+        }
+    }
+
+    /// Keeps that an utterance was refused; the client is told when that is done.
+    fn keep_refusal(&mut self, id: TaskId, refused: Refused, env: &mut Env) {
+        let Some(session) = self.session_of(id) else { return };
+        env.counts.reached("refusal_kept");
+        let Refused { index, job, code, why, chunks, frame } = refused;
+        let reason = (code.as_str(), why);
+        let terminal = TerminalRow::refusal(job, (session, index), reason, env.wall_ms());
+        let (terminal, refused) = (Box::new(terminal), Some(chunks));
+        let write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
+        if self.submit_write(write, Then::Told(session, job), env).is_err() {
             env.counts.reached("outcome_not_kept");
         }
     }

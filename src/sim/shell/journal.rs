@@ -24,6 +24,8 @@ pub(in crate::sim) enum Then {
     Kept(SessionId, u64, JobId),
     /// The node may forget its result, and the session hears under which number the last word is.
     Recorded(Arc<Job>, Option<SessionId>),
+    /// The session hears under which number the last word is.
+    Told(SessionId, JobId),
 }
 
 /// Why a write was not taken.
@@ -173,14 +175,18 @@ impl Life {
                     }
                     self.kept(&job, env);
                     if let Some(session) = session {
-                        let seq = committed.outbox_seq;
-                        let news = News::Durable { job: job.id, seq };
-                        self.deliver(session, super::session::Mail::News(news), env);
+                        self.tell_durable(session, job.id, committed, env);
                     }
                 }
+                Then::Told(session, job) => self.tell_durable(session, job, committed, env),
             }
         }
         self.begin_commit(env);
+    }
+
+    fn tell_durable(&mut self, session: SessionId, job: JobId, of: Committed, env: &mut Env) {
+        let news = News::Durable { job, seq: of.outbox_seq };
+        self.deliver(session, super::session::Mail::News(news), env);
     }
 
     /// The server dies: what is under way reaches the disk whole, in part, or not.

@@ -214,7 +214,7 @@ impl Life {
         if dead {
             env.counts.reached("dead_letter_failed");
         }
-        let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead };
+        let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead, refused: None };
         self.submit_write(write, Then::Recorded(Arc::clone(job), session), env)
     }
 

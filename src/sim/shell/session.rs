@@ -495,6 +495,7 @@ impl Life {
         let index = cutting.spec.utterance_index;
         let ending = cutting.spec.cut.closes_turn().then_some(cutting.spec.turn);
         let outcome = self.try_submit(id, cutting, now, env);
+        let stored = outcome.is_err() && self.store_session(id, env);
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Some(open) = &mut task.open else { return };
         match outcome {
@@ -521,6 +522,7 @@ impl Life {
                     open.speaker.end_turn(turn);
                 }
                 let refusal = Refusal {
+                    stored,
                     code: denied.code(),
                     why: denied.to_string(),
                     retry_after_ms: denied.retry_after_ms(),
@@ -555,14 +557,7 @@ impl Life {
             return Err(Denied::StoreFull);
         }
         let speaker = Arc::clone(&open.speaker);
-        // With its first job, so that an idle session costs the disk nothing.
-        if let Some(row) = open.unstored.take()
-            && self.submit_write(Write::OpenSession(row.clone()), Then::Nothing, env).is_err()
-        {
-            let open = self.tasks.get_mut(&id).and_then(|t| t.open.as_mut());
-            if let Some(open) = open {
-                open.unstored = Some(row);
-            }
+        if !self.store_session(id, env) {
             return Err(Denied::StoreFull);
         }
         let mut effects = job::Effects::new();
@@ -571,6 +566,21 @@ impl Life {
             task.job_effects.append(&mut effects);
         }
         outcome
+    }
+
+    /// Has the session stored, if it is not: with its first job.
+    fn store_session(&mut self, id: TaskId, env: &mut Env) -> bool {
+        let Some(open) = self.tasks.get_mut(&id).and_then(|t| t.open.as_mut()) else {
+            return false;
+        };
+        let Some(row) = open.unstored.take() else { return true };
+        let write = Write::OpenSession(row.clone());
+        let taken = self.submit_write(write, Then::Nothing, env).is_ok();
+        if let (false, Some(open)) = (taken, self.tasks.get_mut(&id).and_then(|t| t.open.as_mut()))
+        {
+            open.unstored = Some(row);
+        }
+        taken
     }
 
     pub(super) fn cancel(&mut self, jobs: Vec<JobId>, now: Now, env: &mut Env) {
