@@ -108,18 +108,24 @@ impl Judge {
             ledger.first_life.entry(new.index).or_insert(self.life);
         }
         self.suspect_torn(&job, &new, now);
-        self.jobs.entry(job).or_default().push(new);
+        let attempts = self.jobs.entry(job).or_default();
+        let at = attempts.partition_point(|a| a.attempt < new.attempt);
+        attempts.insert(at, new);
     }
 
     /// What is wrong with an assignment.
     fn against(&self, job: &str, new: &Assigned, audio: &[u8]) -> Option<String> {
         let (session, index) = (&new.session, new.index);
         let before = self.jobs.get(job).map(Vec::as_slice).unwrap_or_default();
+        // An older attempt may leave later, at another node's link that is slower.
+        let known = |a: &&Assigned| {
+            a.attempt == new.attempt || a.attempt > new.attempt && a.node == new.node
+        };
+        if let Some(a) = before.iter().find(known) {
+            let (a, b) = (a.attempt, new.attempt);
+            return Some(format!("I10: attempt {b} of {job} came after attempt {a}"));
+        }
         if let Some(last) = before.last() {
-            if new.attempt <= last.attempt {
-                let (a, b) = (last.attempt, new.attempt);
-                return Some(format!("I10: attempt {b} of {job} came after attempt {a}"));
-            }
             if new.crc != last.crc || new.index != last.index {
                 return Some(format!("I21: {job} changed between two attempts"));
             }
