@@ -260,15 +260,14 @@ async fn a_kill_loses_nothing_that_was_accepted_and_repeats_nothing_that_ended()
     }
     let mut held = assignments(&mut node, 3).await;
     until(daemon.addr, "/api/v1/stats", |b| b["jobs"] == json!({"live": 7, "waiting": 4})).await;
-    // A result is told once it is on disk, and what was accepted before it then is as well.
+    for _ in 0..7 {
+        client.expect("utterance_accepted").await;
+    }
+    // A result is told once it is on disk.
     let done = held.remove(0);
     node.answer(&done, "before the kill").await;
     assert_eq!(client.told().await["text_asr"], "before the kill");
     held.push(node.assignment().await);
-    until(daemon.addr, "/api/v1/stats", |b| {
-        b["store"]["queued"] == 0 && b["store"]["rows_written"].as_u64() >= Some(8)
-    })
-    .await;
     daemon.kill();
 
     let daemon = Daemon::start(dir.path());
@@ -333,6 +332,29 @@ async fn a_kill_loses_nothing_that_was_accepted_and_repeats_nothing_that_ended()
     assert_eq!(client.told().await["text_asr"], "hello again");
     drop((client, node));
     daemon.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_jobs_than_a_smaller_limit_allows_are_taken_back_and_done() {
+    let server = TestServer::start(|c| c.server.drain_ms = 0).await;
+    let (mut client, id) = server.session("zh", "en").await;
+    for seq in 0..5 {
+        sentence(&mut client, &id, 2 * seq, &speech(300)).await;
+    }
+    server.until(|b| b["jobs"]["live"] == 5, "/api/v1/stats").await;
+    let restarted = tokio::spawn(server.restart(|c| {
+        (c.job.live_max, c.job.queue_max, c.session.jobs_max) = (1, 1, 1);
+    }));
+    assert_eq!(client.close_code().await, Some(1001));
+    drop(client);
+    let server = restarted.await.unwrap();
+    server.until(|b| b["jobs"] == json!({"live": 5, "waiting": 5}), "/api/v1/stats").await;
+    let mut node = server.node("n1", &["zh", "en"]).await;
+    for _ in 0..5 {
+        let job = node.assignment().await;
+        node.answer(&job, "done").await;
+    }
+    server.until_nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

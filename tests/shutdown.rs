@@ -30,9 +30,21 @@ const AT_ONCE: i32 = 75;
 
 /// The program itself, in a process of its own.
 struct Program {
-    child: Child,
+    child: Ended,
     stdout: BufReader<ChildStdout>,
     addr: SocketAddr,
+}
+
+/// A process that does not outlive its test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It has ended already, unless the test has no end for it, or failed.
+        if self.0.kill().is_ok() {
+            self.0.wait().unwrap();
+        }
+    }
 }
 
 impl Program {
@@ -79,11 +91,11 @@ impl Program {
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let addr = said(&mut stdout, "utterd listening on ");
-        Self { child, stdout, addr }
+        Self { child: Ended(child), stdout, addr }
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        kill_process(Pid::from_child(&self.child.0), signal).unwrap();
     }
 
     /// Waits until it says that it takes no more sessions.
@@ -98,7 +110,7 @@ impl Program {
     /// Its exit code, when it has ended by itself.
     async fn ended(mut self) -> Option<i32> {
         let ended = tokio::task::spawn_blocking(move || {
-            let status = self.child.wait().unwrap();
+            let status = self.child.0.wait().unwrap();
             self.stdout.read_to_string(&mut String::new()).unwrap();
             status.code()
         });

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use arc_swap::ArcSwapOption;
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use foldhash::fast::RandomState;
 use papaya::HashMap;
 
@@ -185,7 +185,7 @@ pub struct Scheduler {
     /// Jobs that wait for a slot, here or in the `WaitQueue`.
     waiting: AtomicUsize,
     /// Jobs on their way to the `WaitQueue`.
-    parked: ArrayQueue<Arc<Job>>,
+    parked: SegQueue<Arc<Job>>,
     /// Jobs taken back from an earlier life of the server.
     restored: AtomicU32,
     /// Ended jobs that can still be explained, oldest first.
@@ -213,7 +213,7 @@ impl Scheduler {
             metrics,
             admission: Admission::new(config.live_max, jobs_per_session_max),
             waiting: AtomicUsize::new(0),
-            parked: ArrayQueue::new(config.live_max),
+            parked: SegQueue::new(),
             restored: AtomicU32::new(0),
             history: ArrayQueue::new(config.history_max.max(1)),
             boot_epoch: boot_epoch & 0x00FF_FFFF,

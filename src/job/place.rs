@@ -35,21 +35,7 @@ impl Scheduler {
     pub(super) fn park(&self, job: &Arc<Job>) {
         // Counted before it is visible: a slot freed from here on wakes the queue.
         self.waiting.fetch_add(1, SeqCst);
-        // There is room for every job that is admitted. What was cancelled or placed since it was
-        // parked, and was not taken out yet, makes room.
-        let mut displaced = Some(Arc::clone(job));
-        for _ in 0..=self.parked.len() {
-            let Some(next) = displaced.take() else { return };
-            displaced = self.parked.force_push(next);
-            if displaced.as_ref().is_some_and(|job| job.state().phase != Phase::Queued) {
-                displaced = None;
-                self.waiting.fetch_sub(1, SeqCst);
-            }
-        }
-        if displaced.is_some() {
-            // It waited twice, or its patience ends it.
-            self.waiting.fetch_sub(1, SeqCst);
-        }
+        self.parked.push(Arc::clone(job));
     }
 
     pub(super) fn try_place(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) -> Placed {
