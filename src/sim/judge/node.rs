@@ -125,10 +125,8 @@ impl Judge {
             let (a, b) = (a.attempt, new.attempt);
             return Some(format!("I10: attempt {b} of {job} came after attempt {a}"));
         }
-        if let Some(last) = before.last() {
-            if new.crc != last.crc || new.index != last.index {
-                return Some(format!("I21: {job} changed between two attempts"));
-            }
+        if before.last().is_some_and(|a| a.crc != new.crc || a.index != new.index) {
+            return Some(format!("I21: {job} changed between two attempts"));
         }
         let again = |a: &&Assigned| a.node == new.node && a.run == new.run && a.life == new.life;
         if before.iter().any(|a| again(&a))
