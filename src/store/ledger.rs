@@ -165,10 +165,7 @@ impl Ledger {
                 self.progress(tables, row.id, now_ms)?.idle_since_ms = None;
             }
             Write::CloseSession(session) => self.close_session(tables, *session, now_ms)?,
-            Write::Node(row) => {
-                let value = tables.sealed(row);
-                tables.nodes.insert(&*row.id.0, value.as_slice())?;
-            }
+            Write::Node(row) => tables.put_node(row)?,
             Write::Pools(row) => {
                 let value = tables.sealed(row);
                 tables.pools.insert(ONLY, value.as_slice())?;

@@ -121,6 +121,16 @@ impl<'t> Tables<'t> {
         Ok(Some(TakenJob { row, audio }))
     }
 
+    /// Puts a node; when it was first seen stays as it is.
+    pub(super) fn put_node(&mut self, row: &NodeRow) -> Result<(), StoreError> {
+        let before = self.nodes.get(&*row.id.0)?;
+        let before = before.and_then(|value| codec::decode::<NodeRow>(value.value()).ok());
+        let first = before.map_or(row.first_seen_unix_ms, |before| before.first_seen_unix_ms);
+        let value = self.sealed(&NodeRow { first_seen_unix_ms: first, ..row.clone() });
+        self.nodes.insert(&*row.id.0, value.as_slice())?;
+        Ok(())
+    }
+
     /// Puts a key; one that was there before is replaced, with its place in the index.
     pub(super) fn put_idempotency(&mut self, row: &IdemRow) -> Result<(), StoreError> {
         let value = self.sealed(row);

@@ -265,7 +265,7 @@ fn nodes_pools_and_unexpired_keys_come_back() {
     };
     let pools = PoolConfigRow { version: 3, text: "[pools]".into() };
     put(&store, Write::Node(NodeRow { last_seen_unix_ms: 1, ..node.clone() }));
-    put(&store, Write::Node(node.clone()));
+    put(&store, Write::Node(NodeRow { first_seen_unix_ms: 2, ..node.clone() }));
     put(&store, Write::Pools(pools.clone()));
     let key = |key, expires_unix_ms| IdemRow { key, job: JobId(key), digest: 9, expires_unix_ms };
     for idem in [key(1, NOW_MS + 1), key(2, NOW_MS)] {
