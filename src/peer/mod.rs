@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod engine;
+pub mod load;
 pub mod node;
 pub mod speaker;
 pub mod wav;
