@@ -7,6 +7,7 @@ mod dead_letters;
 mod demo;
 mod http;
 mod inspect;
+mod load;
 mod node;
 mod serve;
 mod simulate;
@@ -58,6 +59,8 @@ enum Verb {
     Speak(speak::Args),
     /// Run the core in a virtual world with faults and judges.
     Simulate(simulate::Args),
+    /// Put load on a server: how fast, at what cost, and whether every answer is right.
+    Load(load::Args),
     /// Show what happened to a job, or what a closed database holds.
     Inspect(inspect::Args),
     /// Show, send again or drop what could not be brought to its end.
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Verb::Node(args) => node::run(args),
         Verb::Speak(args) => speak::run(args),
         Verb::Simulate(args) => simulate::run(&args),
+        Verb::Load(args) => load::run(args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
     };

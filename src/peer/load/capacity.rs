@@ -107,7 +107,10 @@ mod tests {
                 steps += 1;
             }
             let found = bounds.holds.unwrap_or_default();
-            assert!(found <= truth && found * 1.4 >= truth.min(4_000.0) * 0.9, "{found} of {truth}");
+            assert!(
+                found <= truth && found * 1.4 >= truth.min(4_000.0) * 0.9,
+                "{found} of {truth}"
+            );
             assert!(steps < STEPS_MAX, "{steps} steps for {truth}");
         }
     }

@@ -119,8 +119,8 @@ impl Node {
             }
             _ => return Ok(()),
         }
-        let Some((session, index)) = head::text(frame, "\"session_id\":\"")
-            .zip(head::number(frame, "\"utterance_index\":"))
+        let Some((session, index)) =
+            head::text(frame, "\"session_id\":\"").zip(head::number(frame, "\"utterance_index\":"))
         else {
             ledger.counts.unreadable.fetch_add(1, SeqCst);
             return Ok(());

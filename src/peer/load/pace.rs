@@ -37,7 +37,11 @@ impl Schedule {
 
 /// Lets each session speak when its utterance is due. The thread is outside the runtime, whose
 /// timers count in milliseconds.
-pub(super) fn keep(schedule: Schedule, ledger: Arc<Ledger>, stop: Arc<AtomicBool>) -> io::Result<()> {
+pub(super) fn keep(
+    schedule: Schedule,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+) -> io::Result<()> {
     let run = move || {
         if let Err(error) = exact_sleep() {
             tracing::debug!(%error, "the pace is kept less exactly");

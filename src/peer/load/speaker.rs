@@ -108,10 +108,7 @@ struct Mouth<'a> {
 }
 
 impl Mouth<'_> {
-    async fn speak(
-        mut self,
-        mut rounds: mpsc::Receiver<Round>,
-    ) -> Result<(), tungstenite::Error> {
+    async fn speak(mut self, mut rounds: mpsc::Receiver<Round>) -> Result<(), tungstenite::Error> {
         let (ledger, number) = (self.ledger, self.number);
         let mut round = Round::Closed(Instant::now());
         let (mut turns, mut seq) = (0, 0);
