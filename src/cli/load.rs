@@ -146,16 +146,24 @@ pub(super) fn run(args: Args) -> Outcome {
         let url = args.url.clone().or_else(|| server.as_ref().map(Spawned::url));
         let pid = args.pid.or_else(|| server.as_ref().and_then(Spawned::pid));
         let at = (url.unwrap_or_default(), pid);
-        let outcome = match (args.floor, args.find_capacity) {
-            (true, _) => floor(&args, &at).await,
-            (_, true) => capacity(&args, &at.0).await,
-            _ => rounds(&args, &at).await,
+        let mut signals = Signals::caught();
+        let outcome = tokio::select! {
+            outcome = Box::pin(work(&args, &at)) => outcome,
+            () = signals.next() => Err(anyhow::anyhow!("asked to end").into()),
         };
         if let Some(server) = server {
             server.stop().await?;
         }
         outcome
     })
+}
+
+async fn work(args: &Args, at: &(String, Option<u32>)) -> Outcome {
+    match (args.floor, args.find_capacity) {
+        (true, _) => floor(args, at).await,
+        (_, true) => capacity(args, &at.0).await,
+        _ => rounds(args, at).await,
+    }
 }
 
 /// The other side of the floor, until it is asked to end.

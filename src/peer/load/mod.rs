@@ -48,6 +48,8 @@ pub use report::{Cost, Faults, Figures, Quantiles};
 const LEAD: Duration = Duration::from_millis(20);
 /// Time between two looks whether all is answered.
 const LOOK: Duration = Duration::from_millis(2);
+/// Time for all peers to connect and be answered. Those that wait for the others answer no pings.
+const CONNECT: Duration = Duration::from_secs(15);
 /// Time for the peers to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -169,6 +171,14 @@ impl World {
     /// looked at.
     pub async fn open(url: &str, options: &Options, pid: Option<u32>) -> Result<Self, LoadError> {
         check(options)?;
+        let connecting = Box::pin(Self::connect(url, options, pid));
+        match tokio::time::timeout(CONNECT, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(LoadError::Refused(format!("not all were answered in {CONNECT:?}"))),
+        }
+    }
+
+    async fn connect(url: &str, options: &Options, pid: Option<u32>) -> Result<Self, LoadError> {
         let speech = Arc::new(Speech::new(options.audio_ms, options.mode));
         let mut sessions = Vec::with_capacity(options.sessions);
         for number in 0..options.sessions {

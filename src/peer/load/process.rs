@@ -15,6 +15,8 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use super::LoadError;
 
+/// What a server says beside the load: not that every node is lost, which is how a load ends.
+const LOG_LEVEL: &str = "warn,utterd::server=error";
 /// How long a start may take.
 const START: Duration = Duration::from_secs(20);
 /// How long an end in good order may take.
@@ -52,7 +54,7 @@ impl Spawned {
         let data = plan.data.clone().unwrap_or_else(|| temporary.clone());
         let mut command = Command::new(&plan.program);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
-        command.env("UTTERD_LOG_LEVEL", "warn").envs(plan.settings.iter().cloned());
+        command.env("UTTERD_LOG_LEVEL", LOG_LEVEL).envs(plan.settings.iter().cloned());
         let scratch = plan.data.is_none().then_some(temporary);
         Self::start(command, scratch).await
     }
