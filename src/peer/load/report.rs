@@ -149,10 +149,11 @@ pub struct Figures {
 impl Figures {
     /// For people.
     pub fn lines(&self) -> Vec<String> {
-        let offered = self.offered_per_s.map_or("closed loop".to_owned(), |r| format!("{r:.0}/s"));
+        let closed = || "in a closed loop".to_owned();
+        let offered = self.offered_per_s.map_or_else(closed, |r| format!("{r:.0}/s offered"));
         let mut lines = vec![
             format!(
-                "{offered} offered, {:.1}/s answered, {} utterances said",
+                "{offered}, {:.1}/s answered, {} utterances said",
                 self.achieved_per_s, self.sent
             ),
             format!("{:<22}{:>9}{:>9}{:>9}{:>9}{:>9}", "µs", "p50", "p90", "p99", "p99.9", "max"),
