@@ -1,7 +1,7 @@
 //! The floor: what the same frames cost on the same sockets when nobody thinks about them.
 //!
-//! A speaker's frame goes to the next node in turn as it came, audio and all; what a node says about
-//! a session goes to that session as it came. Transport and outboxes are the server's own, so that
+//! A speaker's frame goes to the next node in turn as it came, audio and all; what a node says of a
+//! session goes to that session as it came. Transport and outboxes are the server's own, so that
 //! the difference between the two is what the server does for an utterance. It refuses to know
 //! order, failures, and languages.
 

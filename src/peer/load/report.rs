@@ -173,7 +173,7 @@ impl Figures {
         }
         if let Some(cost) = &self.cost {
             lines.push(format!(
-                "server: {:.1} µs of processor per utterance, {:.1} MB resident before, {:.1} after",
+                "server: {:.1} µs of processor an utterance, {:.1} MB resident before, {:.1} after",
                 cost.cpu_us_per_utterance,
                 cost.rss_before_kb as f64 / 1_000.0,
                 cost.rss_after_kb as f64 / 1_000.0
