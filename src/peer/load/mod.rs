@@ -1,9 +1,9 @@
 //! Load: sessions and nodes in numbers, on any server that speaks the wire, and what came of it.
 //!
 //! A `World` is connected once and goes through rounds. In an open loop each utterance has a time
-//! at which it is due, fixed beforehand, from which its latency is counted; in a closed loop a session
-//! says the next when it was answered. Each answer must prove that it is the answer to that very
-//! utterance. Against the bare relay of `floor` the same load shows what a server adds.
+//! at which it is due, fixed beforehand, from which its latency is counted; in a closed loop a
+//! session says the next when it was answered. Each answer must prove that it is the answer to that
+//! very utterance. Against the bare relay of `floor` the same load shows what a server adds.
 //!
 //! It shares the transport of the relay with the server, and nothing else.
 
