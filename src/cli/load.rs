@@ -292,7 +292,7 @@ async fn rounds(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
         document(&json!({"options": options, "plan": plan, "settings": settings(args),
             "rounds": taken}))?;
     }
-    judge(taken.iter().map(|figures| ("the load", &figures.faults)))
+    judge(taken.into_iter().map(|figures| ("the load", figures.faults)))
 }
 
 async fn capacity(args: &Args, url: &str) -> Outcome {
@@ -393,7 +393,7 @@ fn document(value: &Value) -> Outcome {
 }
 
 /// Anything but one answer for each utterance, in order and its own, is a failure.
-fn judge<'a>(all: impl IntoIterator<Item = (&'static str, &'a Faults)>) -> Outcome {
+fn judge(all: impl IntoIterator<Item = (&'static str, Faults)>) -> Outcome {
     let dirty = all.into_iter().filter(|(_, faults)| !faults.is_clean());
     let words: Vec<String> =
         dirty.map(|(side, faults)| format!("{side}: {}", faults.line())).collect();
