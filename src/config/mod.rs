@@ -200,7 +200,7 @@ section! {
         /// Read buffer of one session's connection; times connections, this is memory at rest.
         session_read_buffer_bytes: usize = 8_192, "bytes", from_to(KIB, 16 * MIB);
         /// Read buffer of one node's connection.
-        node_read_buffer_bytes: usize = 65_536, "bytes", from_to(KIB, 16 * MIB);
+        node_read_buffer_bytes: usize = 16_384, "bytes", from_to(KIB, 16 * MIB);
         /// Time between pings to a peer.
         ping_interval_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a peer has to answer a ping before its connection is given up.

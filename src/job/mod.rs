@@ -278,8 +278,9 @@ impl Scheduler {
         self.jobs.pin().insert(job.id, Arc::clone(job));
         self.metrics.jobs_submitted.inc();
         self.metrics.jobs_live.inc();
-        effects.push(Effect::Accept(Arc::clone(job)));
+        // The node first: the row goes to the disk beside the path, not in front of it.
         self.enqueue(job, now, effects);
+        effects.push(Effect::Accept(Arc::clone(job)));
     }
 
     /// Takes back a job of an earlier life of the server whose speech is gone: it ends here.

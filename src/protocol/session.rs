@@ -144,8 +144,17 @@ pub struct AudioChunk {
     pub client_timestamp_ms: Option<i64>,
 }
 
+/// The one type that a `ChunkHead` has.
+#[derive(Deserialize)]
+enum ChunkType {
+    #[serde(rename = "audio_chunk")]
+    AudioChunk,
+}
+
 #[derive(Deserialize)]
 struct ChunkHead {
+    #[serde(rename = "type")]
+    _kind: ChunkType,
     session_id: String,
     #[serde(deserialize_with = "lenient::int")]
     seq: u64,
@@ -165,10 +174,19 @@ pub struct Utterance {
     pub audio: Bytes,
 }
 
+/// The one type that an `UtteranceHead` has.
+#[derive(Debug, Deserialize)]
+enum UtteranceType {
+    #[serde(rename = "utterance")]
+    Utterance,
+}
+
 /// The fields of `utterance` around its audio.
 #[derive(Debug, Deserialize)]
 #[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"utterance\"")]
 pub struct UtteranceHead {
+    #[serde(rename = "type")]
+    _kind: UtteranceType,
     pub session_id: String,
     #[serde(deserialize_with = "lenient::int")]
     pub utterance_index: u64,
@@ -264,13 +282,12 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
     // by type.
     if let Some(hole) = super::scan::top_level_string(frame, "audio") {
         let rest = super::scan::without(frame, &hole);
-        if kind(&rest)? == "utterance" {
-            return utterance(&rest, frame.slice(hole));
+        if let Some(head) = parse_as(&rest, "utterance")? {
+            return checked_utterance(head, frame.slice(hole));
         }
     } else if let Some(hole) = super::scan::top_level_string(frame, "payload") {
         let rest = super::scan::without(frame, &hole);
-        if kind(&rest)? == "audio_chunk" {
-            let head: ChunkHead = parse(&rest)?;
+        if let Some(head) = parse_as(&rest, "audio_chunk")? {
             return chunk(head, &frame[hole]);
         }
     }
@@ -307,6 +324,16 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
 
 fn kind(json: &[u8]) -> Result<String, DecodeError> {
     Ok(parse::<Tag>(json)?.kind)
+}
+
+/// Reads a message of the type `name`; none if it is of another type. `T` reads no other, so that
+/// a message with speech is parsed once.
+fn parse_as<'a, T: Deserialize<'a>>(json: &'a [u8], name: &str) -> Result<Option<T>, DecodeError> {
+    match parse(json) {
+        Ok(message) => Ok(Some(message)),
+        Err(fault) if kind(json)? == name => Err(fault),
+        Err(_) => Ok(None),
+    }
 }
 
 fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
@@ -354,10 +381,6 @@ fn chunk(head: ChunkHead, payload: &[u8]) -> Result<Request, DecodeError> {
         audio: Bytes::from(audio),
         client_timestamp_ms: head.client_timestamp_ms,
     }))
-}
-
-fn utterance(rest: &[u8], audio: Bytes) -> Result<Request, DecodeError> {
-    checked_utterance(parse(rest)?, audio)
 }
 
 fn checked_utterance(head: UtteranceHead, audio: Bytes) -> Result<Request, DecodeError> {

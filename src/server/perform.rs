@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::shared::{Mail, SessionHandle, Shared};
 use crate::job::{Effect, Effects, Ended, Job, Progress};
@@ -51,7 +51,7 @@ fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: No
 }
 
 fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
-    info!(
+    debug!(
         job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
         utterance = job.spec.utterance_index, cut = job.spec.cut.as_str(),
         audio_ms = job.spec.audio_ms, "job accepted"
@@ -159,7 +159,7 @@ fn tell_progress(shared: &Shared, job: &Arc<Job>, progress: Progress) {
 
 fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>, now: Now) {
     let Some(ended) = job.ended() else { return };
-    info!(
+    debug!(
         job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
         utterance = job.spec.utterance_index, outcome = ended.outcome.as_str(),
         code = ended.code_text(), attempts = ended.attempts,

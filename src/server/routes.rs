@@ -158,7 +158,8 @@ impl Routes {
         Limits {
             message_bytes_max: t.session_message_bytes_max,
             read_buffer_bytes: t.session_read_buffer_bytes,
-            write_buffer_bytes: 0,
+            // What is told together leaves together.
+            write_buffer_bytes: 4 * 1024,
             outbox_bytes_max: t.session_outbox_bytes_max,
             ping_interval: Duration::from_millis(t.ping_interval_ms),
             pong_timeout: Duration::from_millis(t.pong_timeout_ms),
