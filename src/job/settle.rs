@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::state::{Event, State};
+use super::state::{Event, Phase, State};
 use super::table::{Ended, Job};
 use super::{Deadline, Effect, Effects, Progress, Scheduler, Verdict};
 use crate::node::NodeIndex;
@@ -171,6 +171,7 @@ impl Scheduler {
         let Some((job, state)) = self.in_flight_on(mark.job_id, node) else {
             return self.stale("started");
         };
+        self.heard_of(&job, state, now, effects);
         if job.word.on(Event::Started(mark.attempt_id.unwrap_or(state.attempt))).is_some() {
             job.stamps.mark(Stage::Acked, now.us);
             effects.push(Effect::Progress(job, Progress::Accepted));
@@ -179,12 +180,21 @@ impl Scheduler {
 
     /// A transcript on the way: a sign of life, and news for the speaker.
     pub fn partial(&self, node: NodeIndex, partial: AsrPartial, now: Now, effects: &mut Effects) {
-        let Some((job, _)) = self.in_flight_on(partial.job_id, node) else {
+        let Some((job, state)) = self.in_flight_on(partial.job_id, node) else {
             return self.stale("partial");
         };
+        self.heard_of(&job, state, now, effects);
         self.prolong(&job, now);
         let AsrPartial { text, is_final, .. } = partial;
         effects.push(Effect::Progress(job, Progress::Partial { text, is_final }));
+    }
+
+    /// A node that speaks of an attempt has it: its assignment was written, though the socket may
+    /// not have said so yet. Without a lease a node that then falls silent would keep the job.
+    fn heard_of(&self, job: &Arc<Job>, state: State, now: Now, effects: &mut Effects) {
+        if state.phase == Phase::Assigned {
+            self.written(job, state.attempt, now, effects);
+        }
     }
 
     fn in_flight_on(
@@ -230,6 +240,7 @@ impl Scheduler {
             self.stale(if state.outcome().is_some() { "result_late" } else { "result_foreign" });
             return Answered::Stale;
         }
+        self.heard_of(&job, state, now, effects);
         if !result.success {
             return self.answered_no(&job, state, &result, now, effects);
         }

@@ -1,6 +1,7 @@
-//! Turns whose end never became a job: their slices wait for none.
+//! What must not keep a job for ever: a turn without an end, a node that speaks and falls silent.
 
 use super::*;
+use crate::protocol::node::{AsrPartial, JobMark};
 
 fn slice(world: &mut World, speaker: &Arc<Speaker>) -> Arc<Job> {
     world.submit(speaker, 0, 1, Cut::MaxDuration);
@@ -61,4 +62,34 @@ fn a_restart_closes_the_turns_behind_the_last_one() {
     let jobs: Vec<_> = world.jobs.iter().map(|job| settled(&world, job)).collect();
     assert_eq!(jobs, [Some(Outcome::Failed), None], "only the last turn can go on");
     world.audit();
+}
+
+/// The socket reports what it has written after what it has read: a node can be faster.
+#[test]
+fn a_node_that_speaks_before_the_socket_does_has_a_lease_and_is_told_of() {
+    let mark = |job: &Job, attempt| JobMark { job_id: job.id, attempt_id: Some(attempt) };
+    for partial in [false, true] {
+        let mut world = World::new(small());
+        world.join("a");
+        world.join("b");
+        let speaker = world.scheduler.speaker(SessionId(1));
+        world.submit(&speaker, 0, 1, Cut::Manual);
+        let (job, node, attempt) = world.assigned[0].clone();
+        let mut effects = Effects::new();
+        if partial {
+            let partial = AsrPartial { job_id: job.id, text: String::new(), is_final: false };
+            world.scheduler.partial(node, partial, world.now, &mut effects);
+        } else {
+            world.scheduler.started(node, &mark(&job, attempt), world.now, &mut effects);
+        }
+        let told = |e: &Effect| matches!(e, Effect::Progress(_, Progress::Dispatched));
+        assert_eq!(effects.iter().filter(|e| told(e)).count(), 1);
+        world.perform(effects);
+        // Now the socket says it as well, and nothing more follows from that.
+        world.flush();
+        world.advance(120_000);
+        let moved = world.assigned.iter().find(|(moved, ..)| moved.id == job.id);
+        assert!(moved.is_some_and(|(_, other, _)| *other != node), "it went to the other node");
+        world.audit();
+    }
 }
