@@ -4,9 +4,11 @@
 //! twentieth is seen, and so is a needless pass over the audio. `benches/utterance.rs` is built
 //! as a release is and says 200 and then 1,200 utterances; a thousandth of the difference is one.
 //!
-//! Needs valgrind; without it, it says so and passes. The numbers are of x86-64, Rust 1.95, glibc
-//! 2.36 and valgrind 3.19: on another machine they say nothing, so there only their ratio is
-//! judged, which tells passes over the audio from the rest.
+//! Needs valgrind; without it, it says so and passes. Two runs differ by one instruction in 50,000
+//! (hashers are seeded anew each time), so the margin is for what lies between two machines: the
+//! numbers are of x86-64, Rust 1.95, glibc 2.36 and valgrind 3.19. glibc copies long blocks byte
+//! by byte with `rep movsb` where the processor is good at that, which counts one for each byte;
+//! elsewhere a copy counts less, and one too many may stay under the number.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,9 +17,9 @@ use std::process::Command;
 const FEW: u64 = 200;
 const MANY: u64 = 1_200;
 /// Instructions of an utterance with 43 KB of audio.
-const ONE_SECOND: u64 = 1;
-/// Instructions that each further KiB of audio takes.
-const FURTHER_KIB: u64 = 1;
+const ONE_SECOND: u64 = 169_908;
+/// Instructions that each further KiB of audio takes: 1,024 to copy it, the rest to look at it.
+const FURTHER_KIB: u64 = 1_682;
 /// How much more either may become before somebody has to look, in percent.
 const MARGIN_PERCENT: u64 = 5;
 
@@ -26,7 +28,7 @@ const SECOND_BYTES: u64 = 32_000;
 const SECOND_BASE64_BYTES: u64 = 42_668;
 
 #[test]
-#[allow(clippy::print_stderr, reason = "a test that skips must say so")]
+#[allow(clippy::print_stderr, clippy::print_stdout, reason = "it is skipped, or counts")]
 fn an_utterance_takes_no_more_instructions_than_before() {
     let found = Command::new("valgrind").arg("--version").output();
     if !found.is_ok_and(|found| found.status.success()) {
