@@ -94,7 +94,7 @@ impl Stream {
 
 /// So many milliseconds of a tone.
 fn pcm(ms: u64) -> Bytes {
-    let sample = |n: u64| if n / 20 % 2 == 0 { 6_000_i16 } else { -6_000 };
+    let sample = |n: u64| if (n / 20).is_multiple_of(2) { 6_000_i16 } else { -6_000 };
     (0..ms * 16).flat_map(|n| sample(n).to_le_bytes()).collect()
 }
 
