@@ -30,7 +30,7 @@ const CONFIG: Config = bincode::config::standard().with_limit::<PAYLOAD_BYTES_MA
 ///
 /// `KIND` tells rows of different tables apart, so that a value found under the wrong key is seen.
 /// `VERSION` goes up with every change of the fields or of their order.
-pub(super) trait Record: Encode + Decode<()> {
+pub trait Record: Encode + Decode<()> {
     /// What the row is; unique in the store.
     const KIND: u8;
     /// Which layout of it this build writes and reads.
@@ -82,7 +82,7 @@ pub enum CodecError {
 }
 
 /// The stored form of a row.
-pub(super) fn encode<T: Record>(row: &T) -> Vec<u8> {
+pub fn encode<T: Record>(row: &T) -> Vec<u8> {
     seal(T::KIND, T::VERSION, 256, |out| {
         let written = bincode::encode_into_std_write(row, out, CONFIG);
         assert!(written.is_ok(), "a row is plain data and a Vec takes all of it");
@@ -90,7 +90,7 @@ pub(super) fn encode<T: Record>(row: &T) -> Vec<u8> {
 }
 
 /// The row in a stored value, or why there is none.
-pub(super) fn decode<T: Record>(bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<T: Record>(bytes: &[u8]) -> Result<T, CodecError> {
     let payload = unseal(bytes, T::KIND, T::VERSION)?;
     let (row, used) = bincode::decode_from_slice::<T, Config>(payload, CONFIG)
         .map_err(|_| CodecError::Payload(T::KIND))?;

@@ -15,7 +15,7 @@
 //!        ─► housekeeping ─┘
 //! ```
 
-mod codec;
+pub mod codec;
 mod disk;
 mod engine;
 mod error;
