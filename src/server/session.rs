@@ -329,7 +329,7 @@ impl SessionTask {
     /// Clients that came back: the newest gets the session.
     async fn take_newcomers(&mut self) {
         while let Some(open) = &mut self.open
-            && let Some(newcomer) = open.handle.newcomers.pop()
+            && let Some(newcomer) = open.handle.newcomer()
         {
             let Newcomer { line, last_seq, session_id } = newcomer;
             let now = self.shared.now();
@@ -547,7 +547,7 @@ impl Open {
 
 /// Tells clients that came back to a session that is over.
 fn turn_away(shared: &Arc<Shared>, handle: &SessionHandle) {
-    while let Some(Newcomer { line, session_id, .. }) = handle.newcomers.pop() {
+    while let Some(Newcomer { line, session_id, .. }) = handle.newcomer() {
         spawn_stranger(shared, line, session_id);
     }
 }

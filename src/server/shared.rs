@@ -164,8 +164,13 @@ pub(super) struct SessionHandle {
     pub(super) owed: AtomicUsize,
     /// It knows that the server goes down, and what had been said before is jobs now.
     pub(super) drained: AtomicBool,
-    mail: ArrayQueue<Mail>,
-    pub(super) newcomers: ArrayQueue<Newcomer>,
+    /// Boxed, so that a session at rest does not pay for what it may get.
+    mail: SegQueue<Box<Mail>>,
+    /// Mail left and not taken yet; counted before it is there.
+    mail_left: AtomicUsize,
+    /// Most mail at once.
+    mail_max: usize,
+    newcomers: ArrayQueue<Box<Newcomer>>,
     pub(super) wake: Notify,
     /// The session is over: nobody reads its mail any more.
     over: AtomicBool,
@@ -189,9 +194,11 @@ impl SessionHandle {
             utterances: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
+            mail: SegQueue::new(),
+            mail_left: AtomicUsize::new(0),
             // Each job is kept, ends and becomes durable once, and reading stops while as many as
             // may be open wait for the disk; progress gets what is beyond that.
-            mail: ArrayQueue::new(PROGRESS_MAX + 6 * jobs_max + 16),
+            mail_max: PROGRESS_MAX + 6 * jobs_max + 16,
             newcomers: ArrayQueue::new(NEWCOMERS_MAX),
             wake: Notify::new(),
             over: AtomicBool::new(false),
@@ -215,27 +222,39 @@ impl SessionHandle {
 
     /// Leaves mail that must arrive; there is always room for it.
     pub(super) fn deliver(&self, mail: Mail) {
-        let fits = self.mail.push(mail).is_ok();
+        let fits = self.mail_left.fetch_add(1, SeqCst) < self.mail_max;
         assert!(fits, "the mailbox of {} is sized for all its jobs", self.id);
+        self.mail.push(Box::new(mail));
         self.wake.notify_one();
     }
 
     /// Leaves mail that may be dropped; whether it was kept.
     pub(super) fn offer(&self, news: News) -> bool {
-        let kept = self.mail.len() < PROGRESS_MAX && self.mail.push(Mail::News(news)).is_ok();
+        let room = |left: usize| (left < PROGRESS_MAX).then_some(left + 1);
+        let kept = self.mail_left.fetch_update(SeqCst, SeqCst, room).is_ok();
+        if kept {
+            self.mail.push(Box::new(Mail::News(news)));
+        }
         self.wake.notify_one();
         kept
     }
 
     pub(super) fn take(&self) -> Option<Mail> {
-        self.mail.pop()
+        let mail = self.mail.pop()?;
+        self.mail_left.fetch_sub(1, SeqCst);
+        Some(*mail)
     }
 
     /// Hands a client that came back to the session's task.
     pub(super) fn welcome(&self, newcomer: Newcomer) {
         // Of too many at once the newest stay; the socket of the one dropped closes.
-        drop(self.newcomers.force_push(newcomer));
+        drop(self.newcomers.force_push(Box::new(newcomer)));
         self.wake.notify_one();
+    }
+
+    /// The client that came back first and was not taken yet.
+    pub(super) fn newcomer(&self) -> Option<Newcomer> {
+        self.newcomers.pop().map(|newcomer| *newcomer)
     }
 
     /// Whether the session wants to hear when a job of it is on disk.
