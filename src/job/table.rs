@@ -54,7 +54,9 @@ pub struct Job {
     pub(super) deaths: AtomicU32,
     pub(super) excluded: [AtomicU32; EXCLUDED_MAX],
     pub(super) excluded_len: AtomicUsize,
-    pub(super) placements: [OnceLock<Placement>; PLACEMENTS_MAX],
+    /// The first look for a node; most jobs need no other.
+    pub(super) placement: OnceLock<Placement>,
+    pub(super) more_placements: OnceLock<Box<[OnceLock<Placement>; PLACEMENTS_MAX - 1]>>,
     pub(super) placements_len: AtomicUsize,
     /// Why the last attempt came to nothing.
     pub(super) last_cause: AtomicU32,
@@ -131,7 +133,8 @@ impl Job {
             deaths: AtomicU32::new(0),
             excluded: Default::default(),
             excluded_len: AtomicUsize::new(0),
-            placements: Default::default(),
+            placement: OnceLock::new(),
+            more_placements: OnceLock::new(),
             placements_len: AtomicUsize::new(0),
             last_cause: AtomicU32::new(0),
             carried: AtomicU64::new(0),
@@ -211,23 +214,34 @@ impl Job {
     }
 
     pub(super) fn remember(&self, placement: Placement) {
-        let at = self.placements_len.fetch_add(1, SeqCst);
-        if let Some(slot) = self.placements.get(at) {
-            // The index was handed out once, so the slot is free.
-            slot.get_or_init(|| placement);
+        // The index is handed out once, so the place is free.
+        match self.placements_len.fetch_add(1, SeqCst) {
+            0 => drop(self.placement.set(placement)),
+            at => {
+                let more = self.more_placements.get_or_init(Box::default);
+                drop(more.get(at - 1).map(|place| place.set(placement)));
+            }
+        }
+    }
+
+    fn placement_at(&self, at: usize) -> Option<&Placement> {
+        match at {
+            0 => self.placement.get(),
+            at => self.more_placements.get()?.get(at - 1)?.get(),
         }
     }
 
     /// Why the latest look for a node found none, if it found none.
     pub(super) fn why_waiting(&self) -> Option<&'static str> {
         let looked = self.placements_len.load(SeqCst).min(PLACEMENTS_MAX);
-        let last = self.placements.get(looked.checked_sub(1)?)?.get()?;
+        let last = self.placement_at(looked.checked_sub(1)?)?;
         last.chosen.is_none().then(|| last.reasons.why_none())
     }
 
     /// The looks for a node that are kept, and how many there were.
     pub fn placements(&self) -> (impl Iterator<Item = &Placement>, usize) {
-        (self.placements.iter().filter_map(OnceLock::get), self.placements_len.load(SeqCst))
+        let kept = (0..PLACEMENTS_MAX).filter_map(|at| self.placement_at(at));
+        (kept, self.placements_len.load(SeqCst))
     }
 }
 

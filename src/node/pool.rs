@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::{Node, NodeIndex, State};
 use crate::config;
@@ -137,8 +137,9 @@ impl Publisher {
         }
         let old = self.pools.load_full();
         let mut routes = old.routes.clone();
-        for pair in before.iter().chain(&after) {
-            self.rebuild(&mut routes, *pair, &old.config);
+        let touched: HashSet<Pair> = before.iter().chain(&after).copied().collect();
+        for pair in touched {
+            self.rebuild(&mut routes, pair, &old.config);
         }
         if !after.is_empty() {
             self.members.insert(node.index, after);
