@@ -210,7 +210,7 @@ impl Journey {
                 let news = News::Settled { index, job, answer, elapsed_ms, network };
                 self.tell(Input::News(news));
             }
-            job::Effect::Accept(_) | job::Effect::AckResult { .. } => {}
+            job::Effect::Accept(..) | job::Effect::AckResult { .. } => {}
             other => panic!("not on the way of an utterance: {other:?}"),
         }
     }

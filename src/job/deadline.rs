@@ -3,8 +3,9 @@
 //! Nothing is ever disarmed: a job that has moved on makes its old deadline a no-op.
 
 /// Width of a slot, in microseconds: how late a deadline may be noticed.
-const SLOT_US: u64 = 10_000;
-const SLOTS: usize = 4_096;
+const SLOT_US: u64 = 2_000;
+/// Half a minute, so that most deadlines are looked at once.
+const SLOTS: usize = 16_384;
 
 /// A hashed timing wheel over monotonic microseconds.
 #[derive(Debug)]
@@ -69,13 +70,13 @@ mod tests {
     #[test]
     fn nothing_is_early_and_nothing_is_later_than_a_slot() {
         let mut wheel = Wheel::new(0);
-        for at in [1, 9_999, 10_000, 10_001, 500_000, 60_000_000] {
+        for at in [1, SLOT_US - 1, SLOT_US, SLOT_US + 1, 500_000, 60_000_000] {
             wheel.arm(at, at);
         }
         let mut due = Vec::new();
         let mut now = 0;
         while !wheel.is_empty() {
-            now += 10_000;
+            now += SLOT_US;
             wheel.expire(now, |at| due.push((at, now)));
         }
         assert_eq!(due.len(), 6);

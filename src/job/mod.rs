@@ -45,8 +45,9 @@ pub use table::{Ended, Job, Placement, Speaker, Turn};
 /// What the shell has to do about a decision.
 #[derive(Debug)]
 pub enum Effect {
-    /// Put the new job on disk.
-    Accept(Arc<Job>),
+    /// Put the new job on disk, with its speech: the job may have ended by now, and until its
+    /// outcome is on disk it must be found whole.
+    Accept(Arc<Job>, Option<Arc<Audio>>),
     /// Send the assignment of this attempt to the node.
     Assign {
         /// The job.
@@ -278,9 +279,10 @@ impl Scheduler {
         self.jobs.pin().insert(job.id, Arc::clone(job));
         self.metrics.jobs_submitted.inc();
         self.metrics.jobs_live.inc();
+        let audio = job.audio();
         // The node first: the row goes to the disk beside the path, not in front of it.
         self.enqueue(job, now, effects);
-        effects.push(Effect::Accept(Arc::clone(job)));
+        effects.push(Effect::Accept(Arc::clone(job), audio));
     }
 
     /// Takes back a job of an earlier life of the server whose speech is gone: it ends here.

@@ -36,6 +36,9 @@ impl SessionTask {
             Effect::Progress(job, text) => self.progress(job, text),
             Effect::Replay(after) => self.replay(after),
             Effect::Barrier(seq) => self.ping(seq),
+            Effect::Prove(text, number) => {
+                self.push(Frame { text, tag: SessionTag::Prove(number) });
+            }
             Effect::Acknowledged(through) => self.confirmed(through),
             Effect::Forfeit(through_seq) => self.forfeit(through_seq),
             Effect::Submit(cutting) => self.submit(*cutting, now),
@@ -216,6 +219,7 @@ impl SessionTask {
     pub(super) async fn written(&mut self, tag: SessionTag) {
         match tag {
             SessionTag::Plain => {}
+            SessionTag::Prove(number) => self.ping(number),
             SessionTag::Word(job, seq) => {
                 self.delivered(job);
                 self.input(Input::Flushed(job, seq)).await;

@@ -32,7 +32,7 @@ pub(super) fn perform(shared: &Arc<Shared>, effects: &mut Effects, now: Now) {
 
 fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: Now) {
     match effect {
-        Effect::Accept(job) => accept(shared, &job, now),
+        Effect::Accept(job, audio) => accept(shared, &job, audio.as_deref(), now),
         Effect::Assign { job, node, attempt } => assign(shared, job, node, attempt, more, now),
         Effect::CancelOn { job, node, reason } => {
             let trace_id = Some(job.spec.trace_id.to_string());
@@ -50,15 +50,15 @@ fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: No
     }
 }
 
-fn accept(shared: &Shared, job: &Arc<Job>, now: Now) {
+fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
     debug!(
         job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
         utterance = job.spec.utterance_index, cut = job.spec.cut.as_str(),
         audio_ms = job.spec.audio_ms, "job accepted"
     );
     let Some(store) = &shared.store else { return };
-    // A job that has already ended needs no row of its life; the store finds that out.
-    let audio = job.audio().map_or_else(|| Audio::Raw(Bytes::new()), |audio| (*audio).clone());
+    // A job whose end the store knows needs no row of its life; the store finds that out.
+    let audio = audio.cloned().unwrap_or_else(|| Audio::Raw(Bytes::new()));
     let row = JobRow {
         id: job.id,
         spec: job.spec.clone(),

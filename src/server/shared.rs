@@ -97,6 +97,8 @@ pub(super) enum SessionTag {
     Plain,
     /// The last word on a job, with its number if it has one.
     Word(JobId, Option<u64>),
+    /// What the client is to prove to have heard, by a pong with this number.
+    Prove(u64),
     /// The end of a session that may still owe proof up to this number.
     Farewell(SessionId, u64),
 }

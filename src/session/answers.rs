@@ -125,6 +125,7 @@ impl Session {
     pub(super) fn void_refusal(&mut self, index: u64) {
         self.pending.retain(|said| said.refused != Some(index));
         self.asides.retain(|said| said.refused != Some(index));
+        self.unproven.retain(|(_, said)| said.refused != Some(index));
     }
 
     /// Says what waited for last words before it to be on disk.
@@ -152,11 +153,38 @@ impl Session {
     fn say_asides_behind(&mut self, sent: u64, effects: &mut Effects) {
         while self.asides.front().is_some_and(|said| said.after <= sent) {
             let Some(said) = self.asides.pop_front() else { return };
-            effects.push(Effect::Send(said.frame, None));
-            if let Some(index) = said.refused {
-                self.stream.refused(index);
-                self.tell_chunks(effects);
+            match said.refused {
+                // It is nowhere but here: until the client has heard it, it keeps the speech.
+                Some(_) if self.says_again() => {
+                    self.proof += 1;
+                    effects.push(Effect::Prove(said.frame.clone(), self.proof));
+                    self.unproven.push_back((self.proof, said));
+                }
+                Some(index) => {
+                    effects.push(Effect::Send(said.frame, None));
+                    self.stream.refused(index);
+                }
+                None => effects.push(Effect::Send(said.frame, None)),
             }
+        }
+    }
+
+    /// The client has heard the refusals up to this proof: their speech is not awaited any more.
+    pub(super) fn proven(&mut self, proof: u64, effects: &mut Effects) {
+        while self.unproven.front().is_some_and(|(number, _)| *number <= proof) {
+            if let Some((_, Aside { refused: Some(index), .. })) = self.unproven.pop_front() {
+                self.stream.refused(index);
+            }
+        }
+        self.tell_chunks(effects);
+    }
+
+    /// The connection is not the one on which they were said any more. What was behind them may
+    /// have been heard before.
+    pub(super) fn say_again_what_is_unproven(&mut self) {
+        for (_, mut said) in std::mem::take(&mut self.unproven).into_iter().rev() {
+            said.frame = late(&said.frame);
+            self.asides.push_front(said);
         }
     }
 
@@ -311,7 +339,7 @@ impl Session {
             match release {
                 Release::InOrder(index, (job, frame)) => self.keep(index, job, frame, effects),
                 Release::Late(index, (job, frame)) => {
-                    self.keep(index, job, with_fields(&frame, "\"late\":true"), effects);
+                    self.keep(index, job, late(&frame), effects);
                 }
                 Release::Gap(index) => {
                     let frame = self.missing(index, "gap_timeout", now);
@@ -349,5 +377,14 @@ impl Session {
     fn say(&mut self, frame: Bytes, refused: Option<u64>, effects: &mut Effects) {
         self.pending.push_back(Pending { index: 0, job: None, refused, frame, told: false });
         self.say_pending(effects);
+    }
+}
+
+/// The frame, marked as one that comes after what it should have come before.
+fn late(frame: &Bytes) -> Bytes {
+    const MARK: &str = "\"late\":true";
+    match frame.strip_suffix(b"}").is_some_and(|fields| fields.ends_with(MARK.as_bytes())) {
+        true => frame.clone(),
+        false => with_fields(frame, MARK),
     }
 }

@@ -41,6 +41,8 @@ const INDEX_MAX: u64 = (1 << 53) - 1;
 /// Audio of recordings that wait for the ones before them, in bytes, beyond which no further one is
 /// taken early; one more may be held than fits.
 const HELD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Marks the numbers of proofs among those of pings: results never come to be that many.
+const PROOF: u64 = 1 << 63;
 /// Shortest time between two requests to pause, in microseconds: clients ignore the second.
 const PAUSE_APART_US: u64 = 500_000;
 
@@ -161,6 +163,8 @@ pub enum Effect {
     Replay(u64),
     /// Ping the client with this number; its answer is `Input::Ponged`.
     Barrier(u64),
+    /// Send the client this frame, and ping it with this number behind it.
+    Prove(Bytes, u64),
     /// The client has everything up to this number: it need not be kept.
     Acknowledged(u64),
     /// The client will not get what it is owed up to this number: it becomes a dead letter.
@@ -309,6 +313,10 @@ pub struct Session {
     /// Last words on their way to the disk, in order.
     pending: VecDeque<Pending>,
     asides: VecDeque<Aside>,
+    /// Refusals that were said and that the client is not known to have heard, by the number of
+    /// their proof, and the last such number.
+    unproven: VecDeque<(u64, Aside)>,
+    proof: u64,
     told: VecDeque<Told>,
     /// Refusals to be kept, until those before them let them go. Their frames are elsewhere.
     refusals: BTreeMap<JobId, Refused>,
@@ -359,6 +367,8 @@ impl Session {
             traces: BTreeMap::new(),
             pending: VecDeque::new(),
             asides: VecDeque::new(),
+            unproven: VecDeque::new(),
+            proof: PROOF,
             told: VecDeque::new(),
             refusals: BTreeMap::new(),
             delivery: Delivery::new(proof),
@@ -428,6 +438,7 @@ impl Session {
             Input::News(news) => self.news(news, now, effects),
             Input::Tick => self.tick(now, effects),
             Input::Flushed(job, seq) => self.flushed(job, seq),
+            Input::Ponged(number) if number & PROOF != 0 => self.proven(number, effects),
             Input::Ponged(seq) => {
                 let acked = self.delivery.ponged(seq);
                 self.acknowledged(acked, effects);
@@ -449,6 +460,7 @@ impl Session {
     /// if it claims more than there is.
     pub fn attach(&mut self, last_seq: u64, now: Now, effects: &mut Effects) -> bool {
         let Some(resumed) = self.delivery.attach(last_seq) else { return false };
+        self.say_again_what_is_unproven();
         self.detached_until = None;
         self.segmenter.resume(now);
         let rest_is_gone = self.turn.is_some() && self.segmenter.held() == 0;
@@ -489,6 +501,7 @@ impl Session {
 
     fn detach(&mut self, now: Now, effects: &mut Effects) {
         self.turn_until = None;
+        self.say_again_what_is_unproven();
         self.delivery.detach();
         self.segmenter.suspend();
         let window_ms =

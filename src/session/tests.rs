@@ -39,7 +39,7 @@ fn refusal() -> Refusal {
 /// Frames sent with the effects, in order.
 fn sent(effects: &[Effect]) -> Vec<String> {
     let text = |e: &Effect| match e {
-        Effect::Send(frame, _) | Effect::Deliver { frame, .. } => {
+        Effect::Send(frame, _) | Effect::Prove(frame, _) | Effect::Deliver { frame, .. } => {
             let value: serde_json::Value = serde_json::from_slice(frame).unwrap();
             let reason = value["reason"].as_str().unwrap_or_default();
             Some(format!("{} {reason}", value["type"].as_str().unwrap()).trim().to_owned())
@@ -149,4 +149,29 @@ fn an_utterance_that_is_taken_after_all_is_not_told_to_be_refused() {
     session.attach(0, at(4), &mut effects);
     assert_eq!(sent(&effects), ["session_resume_ack"]);
     assert_eq!(session.open_jobs(), 3);
+}
+
+#[test]
+fn a_refusal_that_is_not_kept_is_said_until_the_client_proves_to_have_heard_it() {
+    let (mut session, mut effects) = (session(ALL), Effects::new());
+    session.apply(chunk(1, true, &packet()), at(1), &mut effects);
+    session.apply(Input::Tick, at(500), &mut effects);
+    let proof = |effects: &[Effect]| {
+        let number = |e: &Effect| if let Effect::Prove(_, n) = e { Some(*n) } else { None };
+        effects.iter().find_map(number)
+    };
+    effects.clear();
+    session.refused(0, Refusal { stored: false, ..refusal() }, at(500), &mut effects);
+    let first = proof(&effects).expect("it asks for a proof");
+    session.apply(Input::Lost, at(501), &mut effects);
+    assert!(!sent(&effects).contains(&"audio_ack".to_owned()), "nobody has heard it");
+    effects.clear();
+    session.attach(0, at(600), &mut effects);
+    assert_eq!(sent(&effects), ["session_resume_ack", "missing_result overloaded"]);
+    let second = proof(&effects).expect("it asks again");
+    effects.clear();
+    session.apply(Input::Ponged(first), at(601), &mut effects);
+    assert_eq!(sent(&effects), [""; 0], "an older pong proves nothing of this connection");
+    session.apply(Input::Ponged(second), at(602), &mut effects);
+    assert_eq!(sent(&effects), ["audio_ack"]);
 }

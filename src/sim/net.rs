@@ -54,6 +54,8 @@ pub(super) enum Tag {
     Plain,
     /// The last word on a job, with its number if it has one.
     Word(JobId, Option<u64>),
+    /// What the client is to prove to have heard.
+    Prove(u64),
     /// The end of a session that may still owe proof.
     Farewell(SessionId, u64),
     /// An attempt.

@@ -108,7 +108,7 @@ impl World {
                     Effect::AckResult { job, node, attempt, status } => {
                         self.acks.push((job, node, attempt, status));
                     }
-                    Effect::Accept(_) | Effect::Progress(..) => {}
+                    Effect::Accept(..) | Effect::Progress(..) => {}
                 }
             }
             if wake {

@@ -35,6 +35,9 @@ impl Life {
             Effect::Remark(text) | Effect::Progress(_, text) => self.remark(id, text, env),
             Effect::Replay(after) => self.replay(id, after, env),
             Effect::Barrier(seq) => self.ping(id, seq, env),
+            Effect::Prove(text, number) => {
+                self.push_frame(id, meant(text), Tag::Prove(number), env);
+            }
             Effect::Acknowledged(through) => self.confirmed(id, through, env),
             Effect::Forfeit(through_seq) => self.forfeit(id, through_seq, env),
             Effect::Submit(cutting) => self.submit(id, *cutting, now, env),
@@ -176,6 +179,7 @@ impl Life {
     pub(super) fn client_written(&mut self, id: TaskId, tag: Tag, env: &mut Env) {
         match tag {
             Tag::Plain | Tag::Assign(..) => {}
+            Tag::Prove(number) => self.ping(id, number, env),
             Tag::Word(job, seq) => self.input(id, Input::Flushed(job, seq), env),
             Tag::Farewell(session, through) => {
                 if let Some(task) = self.tasks.get_mut(&id) {

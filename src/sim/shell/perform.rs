@@ -32,7 +32,7 @@ impl Life {
 
     fn perform_one(&mut self, effect: Effect, more: &mut Effects, now: Now, env: &mut Env) {
         match effect {
-            Effect::Accept(job) => self.accept_job(&job, now, env),
+            Effect::Accept(job, audio) => self.accept_job(&job, audio.as_deref(), now, env),
             Effect::Assign { job, node, attempt } => {
                 self.assign(job, node, attempt, more, now, env);
             }
@@ -65,9 +65,9 @@ impl Life {
         }
     }
 
-    fn accept_job(&mut self, job: &Arc<Job>, now: Now, env: &mut Env) {
-        // A job that has already ended needs no row of its life; the store finds that out.
-        let audio = job.audio().map_or_else(|| Audio::Raw(Bytes::new()), |audio| (*audio).clone());
+    fn accept_job(&mut self, job: &Arc<Job>, audio: Option<&Audio>, now: Now, env: &mut Env) {
+        // A job whose end the store knows needs no row of its life; the store finds that out.
+        let audio = audio.cloned().unwrap_or_else(|| Audio::Raw(Bytes::new()));
         let row = JobRow {
             id: job.id,
             spec: job.spec.clone(),
