@@ -65,7 +65,6 @@ fn the_manual_lists_every_setting_metric_and_former_key() {
     generated("docs/OPERATING.md", "former keys", &keys_table());
 }
 
-/// Ids and numbers differ from run to run; everything else must not.
 /// All Rust sources below a directory, as one text.
 fn sources(below: &str) -> String {
     let mut text = String::new();
@@ -103,6 +102,7 @@ fn every_promise_is_guarded_by_a_check_that_exists() {
     }
 }
 
+/// Ids and numbers differ from run to run; everything else must not.
 fn normalised(transcript: &str) -> Vec<String> {
     let word = |w: &str| {
         let id = w.starts_with("job-") || w.starts_with("node-") || w.starts_with("s-");
