@@ -283,9 +283,9 @@ impl Env {
     pub(super) fn break_conn(&mut self, conn: ConnId) {
         let Some(c) = self.net.conns.get_mut(&conn).filter(|c| !c.broken) else { return };
         c.broken = true;
+        // What waits in the outbox still goes to the socket, and no further.
         c.down.wire.clear();
         c.up.wire.clear();
-        c.outbox.clear();
         let (server, peer) = (c.server_open, c.peer_open);
         self.note("broken", conn, b"");
         for (open, way) in [(server, Way::Up), (peer, Way::Down)] {
