@@ -102,7 +102,8 @@ impl Scheduler {
         let lost = self.unsettled_of(node, |job, state| job.went_out_by(state.attempt, before));
         self.metrics.hello_jobs.with_label_values(&["requeued"]).inc_by(lost.len() as u64);
         let cause = if welcome.same_run { Cause::NotArrived } else { Cause::Restarted };
-        self.move_on(lost, cause, now, effects);
+        let lost = lost.into_iter().map(|(job, state)| (job, state, cause)).collect();
+        self.move_on(lost, now, effects);
         for (job, attempt) in welcome.unkept {
             // Kept meanwhile, it was told over a connection that is no more.
             if job.kept.load(SeqCst) {

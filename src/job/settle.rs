@@ -43,6 +43,8 @@ pub(super) enum Cause {
     LeaseOver,
     ModelMissing,
     Refused,
+    /// Another job of its turn was refused there, and a turn is on one node.
+    TurnMoved,
 }
 
 impl Cause {
@@ -56,6 +58,7 @@ impl Cause {
             Cause::LeaseOver,
             Cause::ModelMissing,
             Cause::Refused,
+            Cause::TurnMoved,
         ];
         all[number as usize]
     }
@@ -70,6 +73,7 @@ impl Cause {
             Cause::LeaseOver => "lease_over",
             Cause::ModelMissing => "model_missing",
             Cause::Refused => "refused",
+            Cause::TurnMoved => "turn_moved",
         }
     }
 
@@ -77,9 +81,11 @@ impl Cause {
     fn code(self) -> ErrorCode {
         match self {
             Cause::None => ErrorCode::NoAvailableNode,
-            Cause::NotSent | Cause::NodeLost | Cause::Restarted | Cause::NotArrived => {
-                ErrorCode::NodeUnavailable
-            }
+            Cause::NotSent
+            | Cause::NodeLost
+            | Cause::Restarted
+            | Cause::NotArrived
+            | Cause::TurnMoved => ErrorCode::NodeUnavailable,
             Cause::LeaseOver => ErrorCode::JobTimeout,
             Cause::ModelMissing => ErrorCode::ModelNotAvailable,
             Cause::Refused => ErrorCode::ProcessingError,
@@ -89,6 +95,24 @@ impl Cause {
     /// Whether the node as it is now may have seen the job.
     fn may_have_seen_it(self) -> bool {
         !matches!(self, Cause::Restarted | Cause::NotArrived)
+    }
+
+    /// What it is to the other jobs of the turn, which are moved too.
+    fn for_the_turn(self) -> Self {
+        match self {
+            Cause::ModelMissing | Cause::Refused => Cause::TurnMoved,
+            other => other,
+        }
+    }
+
+    /// Why the node, which still has the job, is told to let it go; none where it is gone or has
+    /// let go by itself.
+    fn cancelled_for(self) -> Option<&'static str> {
+        match self {
+            Cause::LeaseOver => Some("job_timeout"),
+            Cause::TurnMoved => Some("cancelled"),
+            _ => None,
+        }
     }
 
     /// Whether the job may have been what ended the node.
@@ -349,45 +373,45 @@ impl Scheduler {
         now: Now,
         effects: &mut Effects,
     ) {
-        let mut moving: Vec<(Arc<Job>, State)> = Vec::new();
-        for (job, state) in jobs {
-            for member in self.turn_in_flight(&job, state.node) {
-                if !moving.iter().any(|(known, _)| known.id == member.0.id) {
-                    moving.push(member);
+        let mut moving: Vec<(Arc<Job>, State, Cause)> = Vec::new();
+        for (job, state) in &jobs {
+            for (member, at) in self.turn_in_flight(job, state.node) {
+                if !moving.iter().any(|(known, ..)| known.id == member.id) {
+                    let own = jobs.iter().any(|(job, _)| job.id == member.id);
+                    moving.push((member, at, if own { cause } else { cause.for_the_turn() }));
                 }
             }
         }
-        self.move_on(moving, cause, now, effects);
+        self.move_on(moving, now, effects);
     }
 
-    /// Moves these attempts and no others.
+    /// Moves these attempts and no others, each for its cause.
     pub(super) fn move_on(
         &self,
-        mut moving: Vec<(Arc<Job>, State)>,
-        cause: Cause,
+        mut moving: Vec<(Arc<Job>, State, Cause)>,
         now: Now,
         effects: &mut Effects,
     ) {
         // All leave before any is placed, so that the turn is free to bind elsewhere.
-        moving.retain(|(job, state)| {
+        moving.retain(|(job, state, cause)| {
             let moved = job.word.on(Event::Requeue(state.attempt)).is_some();
             if moved {
                 self.leave_turn(job, state.node);
                 if cause.may_have_seen_it() {
                     job.exclude(state.node);
                 }
-                job.last_cause.store(cause as u32, SeqCst);
+                job.last_cause.store(*cause as u32, SeqCst);
                 job.deaths.fetch_add(u32::from(cause.is_death()), SeqCst);
                 self.metrics.attempts.with_label_values(&[cause.as_str()]).inc();
-                if cause == Cause::LeaseOver {
+                if let Some(reason) = cause.cancelled_for() {
                     let (job, node) = (Arc::clone(job), state.node);
-                    effects.push(Effect::CancelOn { job, node, reason: "job_timeout" });
+                    effects.push(Effect::CancelOn { job, node, reason });
                 }
             }
             moved
         });
-        for (job, _) in &moving {
-            self.try_again(job, cause, now, effects);
+        for (job, _, cause) in &moving {
+            self.try_again(job, *cause, now, effects);
         }
         effects.push(Effect::WakeQueue);
     }

@@ -13,9 +13,9 @@ use crate::node::NodeIndex;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
-use crate::protocol::session::{NetworkTimings, TranslationResult};
+use crate::protocol::session::NetworkTimings;
 use crate::protocol::{ErrorCode, JobId};
-use crate::session::{Answer, News};
+use crate::session::{Answer, News, unheard};
 use crate::store::{Committed, Done, Refused, Why, Write};
 use crate::store::{IdemRow, JobRow, TerminalRow};
 use crate::telemetry::{Now, Stage};
@@ -78,7 +78,8 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
         Box::new(move |_| session.deliver(Mail::News(news)))
     });
     if store.submit(write, done).is_err() {
-        // Admission looked before; a race of many submissions can still find the lane full.
+        // Admission looked before and left room in the lane for those who looked with it; but the
+        // disk may have filled up since.
         warn!(job = %job.id, "the store is behind: this job would not survive a crash");
         shared.metrics.jobs_refused.with_label_values(&["store_race"]).inc();
     }
@@ -166,34 +167,25 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
         node = ended.node.as_ref().map(|n| &*n.0), "job settled"
     );
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
-    let Some(session) = session else {
-        return keep_unheard(shared, job, result.as_deref());
-    };
     let network = network_timings(job, result.as_deref(), now);
+    let answer = answer(ended, result);
+    let Some(session) = session else { return keep_unheard(shared, job, &answer) };
     let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
-    let news = News::Settled {
-        index: job.spec.utterance_index,
-        job: job.id,
-        answer: answer(ended, result),
-        elapsed_ms,
-        network,
-    };
+    let (index, id) = (job.spec.utterance_index, job.id);
+    let news = News::Settled { index, job: id, answer, elapsed_ms, network };
     session.deliver(Mail::Settled(Arc::clone(job), news));
     if session.is_over() {
         bury(shared, &session);
     }
 }
 
-/// Nobody is there to hear how the job ended; it is kept all the same, and a result becomes a dead
-/// letter in time.
-fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<&JobResult>) {
+/// Nobody is there to hear how the job ended; it is kept all the same. A result becomes a dead
+/// letter in time; when the server goes down its clients may come back to it, for all that it owes.
+fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>, answer: &Answer) {
     let done = when_kept(shared, job, |_| {});
-    let sent_at_ms = shared.now().unix_ms;
-    let frame = result.map(|result| {
-        let place = (job.spec.session, job.spec.utterance_index);
-        let frame = TranslationResult::plain(job.id, place, &job.spec.trace_id, result, sent_at_ms);
-        frame.encode(&result.tts_audio)
-    });
+    let (comes_back, unix_ms) = (*shared.closing.borrow(), shared.now().unix_ms);
+    let place = (job.spec.session, job.spec.utterance_index);
+    let frame = unheard(answer, job.id, place, &job.spec.trace_id, comes_back, unix_ms);
     if record(shared, job, frame, Some(done)).is_err() {
         warn!(job = %job.id, "the store is behind: an outcome nobody waits for was not kept");
     }
@@ -203,11 +195,7 @@ fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<&JobResult>
 pub(super) fn bury(shared: &Arc<Shared>, session: &SessionHandle) {
     while let Some(mail) = session.take() {
         if let Mail::Settled(job, News::Settled { answer, .. }) = mail {
-            let result = match &answer {
-                Answer::Result(result) => Some(&**result),
-                _ => None,
-            };
-            keep_unheard(shared, &job, result);
+            keep_unheard(shared, &job, &answer);
         }
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::protocol::node::JobResult;
 use crate::protocol::session::{Event, NetworkTimings, TranslationResult, UiEvent, with_fields};
-use crate::protocol::{ErrorCode, JobId};
+use crate::protocol::{ErrorCode, JobId, SessionId};
 use crate::telemetry::Now;
 
 use super::delivery::Acked;
@@ -378,6 +378,35 @@ impl Session {
         self.pending.push_back(Pending { index: 0, job: None, refused, frame, told: false });
         self.say_pending(effects);
     }
+}
+
+/// The frame that ends the utterance at that place, for a session that is not there any more. What
+/// is no result is told only to those who may come back for it.
+pub fn unheard(
+    answer: &Answer,
+    job: JobId,
+    place: (SessionId, u64),
+    trace_id: &str,
+    comes_back: bool,
+    unix_ms: u64,
+) -> Option<Bytes> {
+    let (session_id, utterance_index) = place;
+    let reason = match answer {
+        Answer::Result(result) => {
+            let frame = TranslationResult::plain(job, place, trace_id, result, unix_ms);
+            return Some(frame.encode(&result.tts_audio));
+        }
+        Answer::Nothing(reason) | Answer::Failed { reason, .. } => *reason,
+    };
+    let trace_id = trace_id.to_owned();
+    let event = Event::MissingResult {
+        session_id,
+        utterance_index,
+        reason,
+        created_at_ms: unix_ms,
+        trace_id,
+    };
+    comes_back.then(|| event.encode())
 }
 
 /// The frame, marked as one that comes after what it should have come before.

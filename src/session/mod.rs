@@ -46,6 +46,7 @@ const PROOF: u64 = 1 << 63;
 /// Shortest time between two requests to pause, in microseconds: clients ignore the second.
 const PAUSE_APART_US: u64 = 500_000;
 
+pub use answers::unheard;
 pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
 pub use drain::{GoAway, Refusal};
 pub use profile::Profile;

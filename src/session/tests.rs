@@ -1,6 +1,7 @@
 //! Sessions without sockets: what is said when, and what ends.
 
 use super::*;
+use crate::protocol::node::Message;
 use crate::protocol::session::decode;
 
 const INIT: &str = r#"{"type":"session_init","client_version":"1","platform":"t","src_lang":"zh",
@@ -174,4 +175,31 @@ fn a_refusal_that_is_not_kept_is_said_until_the_client_proves_to_have_heard_it()
     assert_eq!(sent(&effects), [""; 0], "an older pong proves nothing of this connection");
     session.apply(Input::Ponged(second), at(602), &mut effects);
     assert_eq!(sent(&effects), ["audio_ack"]);
+}
+
+#[test]
+fn what_is_no_result_is_told_to_a_missing_session_only_if_its_client_may_come_back() {
+    let nothing = Answer::Nothing("merged");
+    let frame =
+        |answer, comes_back| unheard(answer, JobId(3), (SessionId(7), 4), "trace", comes_back, 99);
+    assert_eq!(frame(&nothing, false), None);
+    let told = frame(&nothing, true).expect("a frame");
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&told["type"], &told["reason"]), (&"missing_result".into(), &"merged".into()));
+    assert_eq!(told["utterance_index"], 4);
+    let job = JobId(3);
+    let said =
+        format!(r#"{{"type":"job_result","job_id":"{job}","success":true,"text_asr":"hello"}}"#);
+    let Ok(Message::JobResult(result)) = crate::protocol::node::decode(&said.into()) else {
+        panic!("a good job_result")
+    };
+    let result = Answer::Result(result);
+    for comes_back in [false, true] {
+        let told = frame(&result, comes_back).expect("results are kept for whoever comes");
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        assert_eq!(
+            (&told["type"], &told["text_asr"]),
+            (&"translation_result".into(), &"hello".into())
+        );
+    }
 }

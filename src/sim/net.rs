@@ -265,6 +265,7 @@ impl Env {
         if let Some(c) = self.net.conns.get_mut(&conn) {
             let lane = if way == Way::Up { &mut c.up } else { &mut c.down };
             lane.held = true;
+            self.note("held", conn, b"");
         }
     }
 

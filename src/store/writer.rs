@@ -111,9 +111,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Whether a write to the lane of accepts would be taken now.
+    /// Whether a job may be accepted now. A part of the lane is for those who asked at the same
+    /// time, and for sessions: who was told that there is room finds it.
     pub(super) fn has_room_for_accepts(&self) -> bool {
-        !self.accepts.is_full()
+        let lane = &self.accepts;
+        lane.len() < lane.capacity() - lane.capacity() / 8
             && self.pressure() < Pressure::NoJobs
             && self.health() < Health::Stuck
     }

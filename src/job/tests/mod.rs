@@ -320,6 +320,26 @@ fn a_long_turn_needs_one_slot_and_moves_as_a_whole() {
 }
 
 #[test]
+fn a_refused_job_takes_its_turn_along_and_the_node_lets_go_of_the_rest() {
+    let mut world = World::new(small());
+    let a = world.join("a");
+    let speaker = world.scheduler.speaker(SessionId(1));
+    world.submit(&speaker, 0, 1, Cut::MaxDuration);
+    world.submit(&speaker, 1, 1, Cut::Manual);
+    world.flush();
+    let b = world.join("b");
+    let answered = world.answer_with(1, |r| {
+        r.success = false;
+        r.error = Some(fault("MODEL_NOT_AVAILABLE", "nmt-m2m100"));
+    });
+    assert_eq!(answered, Answered::Refused);
+    assert_eq!(world.cancels, [(world.jobs[0].id, a.node.index)], "it has let go of the other");
+    assert!(world.assigned.iter().all(|(_, node, _)| *node == b.node.index));
+    assert_eq!((world.assigned.len(), a.node.slots().0), (2, 0));
+    world.audit();
+}
+
+#[test]
 fn a_silent_node_costs_a_lease_and_another_tries() {
     let mut world = World::new(small());
     let a = world.join("a");

@@ -278,7 +278,7 @@ impl NodeActor {
         let merged = self.kept.remove(&work.turn).unwrap_or_default();
         let empty = env.chance(40);
         let frame = self.result(&work, &merged, empty);
-        env.judge.node_answers(&work.job, work.attempt, false);
+        env.judge.node_answers_merged(&work.job, work.attempt, &merged);
         if self.hello {
             self.unacked.insert((work.job.clone(), work.attempt), frame.clone());
         }

@@ -199,4 +199,15 @@ impl Judge {
             (a.over, a.declined) = (true, declined);
         }
     }
+
+    /// A node answers an attempt, and with it what it kept of these utterances before.
+    pub(in crate::sim) fn node_answers_merged(&mut self, job: &str, attempt: u64, merged: &[u64]) {
+        self.node_answers(job, attempt, false);
+        let attempts = self.jobs.get(job).into_iter().flatten();
+        let Some(of) = attempts.rev().find(|a| a.attempt == attempt).cloned() else { return };
+        let kept = |a: &&mut Assigned| {
+            a.session == of.session && a.node == of.node && merged.contains(&a.index)
+        };
+        self.jobs.values_mut().flatten().filter(kept).for_each(|a| a.over = true);
+    }
 }

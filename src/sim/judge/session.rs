@@ -47,6 +47,8 @@ pub(super) struct Ledger {
     pub(super) got_indices: BTreeSet<u64>,
     /// Numbers up to which the client was told that they are gone.
     pub(super) gone: u64,
+    /// The connection on which it was opened, or taken up last.
+    conn: Option<ConnId>,
     /// The highest index that had a last word.
     highest: Option<u64>,
     /// The client ended the session, and was told that it is over.
@@ -143,6 +145,7 @@ impl Judge {
                 let life = self.life;
                 let ledger = self.ledger(&session);
                 (ledger.client, ledger.resume, ledger.life) = (client, resume, life);
+                ledger.conn = Some(conn);
                 let line = self.line(conn);
                 (line.session, line.next_seq) = (Some(session), Some(1));
             }
@@ -190,6 +193,7 @@ impl Judge {
             return self.convict(text + &format!("recovered: {recovered}"));
         }
         let ledger = self.ledger(&session);
+        ledger.conn = Some(conn);
         ledger.acked = ledger.acked.max(last_seq);
         if !recovered {
             counts.reached("gap_told");
@@ -237,7 +241,7 @@ impl Judge {
         self.look_at_content(&session, &word);
         match value["seq"].as_u64() {
             Some(seq) => self.said_numbered(conn, &session, seq, word, counts),
-            None => self.said_plain(&session, &word),
+            None => self.said_plain(conn, &session, &word),
         }
     }
 
@@ -303,12 +307,12 @@ impl Judge {
             return self.convict(sentence);
         }
         ledger.unheard |= word.kind != "result";
-        self.look_at_order(session, &word);
+        self.look_at_order(conn, session, &word);
     }
 
     /// A last word without a number: of a session that cannot come back, or of an utterance that
     /// never became a job.
-    fn said_plain(&mut self, session: &str, word: &Word) {
+    fn said_plain(&mut self, conn: ConnId, session: &str, word: &Word) {
         let ledger = self.ledger(session);
         ledger.unheard |= word.kind != "result";
         let index = word.index;
@@ -326,12 +330,16 @@ impl Judge {
             self.convict(format!("I5: #{index} of {session} ended in {kind} without a number"));
             return;
         }
-        self.look_at_order(session, word);
+        self.look_at_order(conn, session, word);
     }
 
-    fn look_at_order(&mut self, session: &str, word: &Word) {
+    fn look_at_order(&mut self, conn: ConnId, session: &str, word: &Word) {
         let life = self.life;
         let ledger = self.ledger(session);
+        // What still leaves by a connection that was replaced is read by nobody.
+        if ledger.conn != Some(conn) {
+            return;
+        }
         // What was begun in an earlier life may be late without knowing it.
         let earlier = ledger.first_life.get(&word.index).is_none_or(|first| *first < life);
         let excused = word.late || ledger.repeated.contains(&word.index) || earlier;

@@ -167,7 +167,7 @@ impl Life {
         env.counts.reached("refusal_kept");
         let Refused { index, job, code, why, chunks, frame } = refused;
         let reason = (code.as_str(), why);
-        let terminal = TerminalRow::refusal(job, (session, index), reason, env.wall_ms());
+        let terminal = TerminalRow::refusal(job, (session, index), reason, self.now(env).unix_ms);
         let (terminal, refused) = (Box::new(terminal), Some(chunks));
         let write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
         if self.submit_write(write, Then::Told(session, job), env).is_err() {

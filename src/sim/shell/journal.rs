@@ -127,7 +127,7 @@ impl Life {
     /// The batch under way reaches the disk, and what follows from it happens.
     pub(in crate::sim) fn commit(&mut self, env: &mut Env) -> Result<(), StoreError> {
         let Some(Batch { writes, thens }) = self.journal.batch.take() else { return Ok(()) };
-        let committed = match self.journal.engine.commit(writes, env.wall_ms()) {
+        let committed = match self.journal.engine.commit(writes, self.now(env).unix_ms) {
             Ok(committed) => committed,
             Err(StoreError::Full { .. }) => {
                 env.counts.reached("disk_full");
@@ -197,7 +197,8 @@ impl Life {
             match env.rng.u32(..4) {
                 0 => env.counts.reached("W1_or_W5_before_commit"),
                 1 => {
-                    let committed = self.journal.engine.commit(writes, env.wall_ms()).is_ok();
+                    let committed =
+                        self.journal.engine.commit(writes, self.now(env).unix_ms).is_ok();
                     if committed {
                         env.counts.reached("W2_or_W6_committed_untold");
                     }
@@ -205,7 +206,7 @@ impl Life {
                 _ => {
                     let changes = env.skewed(0, 60);
                     disk.cut_power_after(Some(changes));
-                    match self.journal.engine.commit(writes, env.wall_ms()) {
+                    match self.journal.engine.commit(writes, self.now(env).unix_ms) {
                         Ok(_) => env.counts.reached("W2_or_W6_committed_untold"),
                         Err(_) => env.counts.reached("W1_or_W5_torn_commit"),
                     }
@@ -225,7 +226,7 @@ impl Life {
                 self.begin_commit(env);
             }
             if let Some(Batch { writes, .. }) = self.journal.batch.take() {
-                match self.journal.engine.commit(writes, env.wall_ms()) {
+                match self.journal.engine.commit(writes, self.now(env).unix_ms) {
                     Ok(_) => {}
                     Err(StoreError::Full { .. }) => break,
                     Err(error) => return Err(error),

@@ -31,7 +31,7 @@ use node::NodeTask;
 use session::{Handle, Task};
 
 /// How often the wheel is looked at, in microseconds.
-const TICK_US: u64 = 10_000;
+const TICK_US: u64 = 2_000;
 /// How often waiting jobs are tried even if nothing woke them, and nodes are looked at.
 const ROUND_US: u64 = 250_000;
 
@@ -49,6 +49,8 @@ pub(super) struct Life {
     pub(super) number: u64,
     /// When its monotonic clock began, in the world's time.
     born_us: u64,
+    /// What the wall clock said then; the server asks it once and goes on by itself.
+    born_unix_ms: u64,
     config: Config,
     boot_epoch: u32,
     registry: Arc<Registry>,
@@ -73,6 +75,8 @@ pub(super) struct Life {
     awaited: BTreeSet<NodeId>,
     /// The server begins to go down.
     draining: bool,
+    /// Connections are being closed; jobs are left to the next life.
+    going_down: bool,
 }
 
 impl Life {
@@ -99,6 +103,7 @@ impl Life {
         let mut life = Self {
             number,
             born_us: env.now,
+            born_unix_ms: env.wall_ms(),
             config: config.clone(),
             boot_epoch: recovered.boot_epoch,
             registry,
@@ -120,6 +125,7 @@ impl Life {
             links: BTreeMap::new(),
             awaited: BTreeSet::new(),
             draining: false,
+            going_down: false,
         };
         life.restore(recovered, env);
         env.after(TICK_US, Event::Control(number));
@@ -127,7 +133,8 @@ impl Life {
     }
 
     fn now(&self, env: &Env) -> Now {
-        Now { us: env.now - self.born_us + 1, unix_ms: env.wall_ms() }
+        let us = env.now - self.born_us;
+        Now { us: us + 1, unix_ms: self.born_unix_ms + us / 1_000 }
     }
 
     /// A moment of this life in the world's time.

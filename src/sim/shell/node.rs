@@ -60,7 +60,7 @@ impl Life {
             }
         }
         let Some(attached) = self.attached_of(conn) else { return };
-        let unix_ms = env.wall_ms();
+        let unix_ms = self.now(env).unix_ms;
         let row = NodeRow {
             id: attached.node.id.clone(),
             platform: report.platform.clone(),

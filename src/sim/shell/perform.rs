@@ -13,8 +13,8 @@ use crate::protocol::ErrorCode;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
-use crate::protocol::session::{NetworkTimings, TranslationResult};
-use crate::session::{Answer, News};
+use crate::protocol::session::NetworkTimings;
+use crate::session::{Answer, News, unheard};
 use crate::sim::env::Env;
 use crate::sim::net::{ConnId, Msg, Refusal, Tag};
 use crate::store::{IdemRow, JobRow, TerminalRow, Write};
@@ -154,36 +154,27 @@ impl Life {
             Outcome::Expired => "job_expired",
             Outcome::Cancelled => "job_cancelled",
         });
+        let answer = answer(ended, result);
         if !self.handles.contains_key(&job.spec.session) {
-            return self.keep_unheard(job, result.as_deref(), env);
+            return self.keep_unheard(job, &answer, env);
         }
         let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
         let news = News::Settled {
             index: job.spec.utterance_index,
             job: job.id,
-            answer: answer(ended, result),
+            answer,
             elapsed_ms,
             network: NetworkTimings::default(),
         };
         self.deliver(job.spec.session, Mail::Settled(Arc::clone(job), news), env);
     }
 
-    /// Nobody is there to hear how the job ended; it is kept all the same, and a result becomes a
-    /// dead letter in time.
-    pub(super) fn keep_unheard(
-        &mut self,
-        job: &Arc<Job>,
-        result: Option<&JobResult>,
-        env: &mut Env,
-    ) {
+    /// Nobody is there to hear how the job ended; it is kept all the same.
+    pub(super) fn keep_unheard(&mut self, job: &Arc<Job>, answer: &Answer, env: &mut Env) {
         env.counts.reached("outcome_unheard");
-        let sent_at_ms = env.wall_ms();
-        let frame = result.map(|result| {
-            let place = (job.spec.session, job.spec.utterance_index);
-            let trace = &job.spec.trace_id;
-            let frame = TranslationResult::plain(job.id, place, trace, result, sent_at_ms);
-            frame.encode(&result.tts_audio)
-        });
+        let (comes_back, unix_ms) = (self.going_down, self.now(env).unix_ms);
+        let place = (job.spec.session, job.spec.utterance_index);
+        let frame = unheard(answer, job.id, place, &job.spec.trace_id, comes_back, unix_ms);
         if self.record_job(job, frame, None, env).is_err() {
             env.counts.reached("outcome_not_kept");
         }

@@ -11,7 +11,7 @@ use super::perform::meant;
 use crate::job::{self, Job, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event as Said, Init, Request, Resume, ResumeAck, decode};
 use crate::protocol::{ErrorCode, JobId, SessionId, limits};
-use crate::session::{Answer, Cutting, Effects, GoAway, Input, News, Profile, Refusal, Session};
+use crate::session::{Cutting, Effects, GoAway, Input, News, Profile, Refusal, Session};
 use crate::sim::env::{Env, Event, TaskId};
 use crate::sim::net::{ConnId, Msg, Tag};
 use crate::store::{SessionRow, Write};
@@ -619,11 +619,7 @@ impl Life {
         let Some(handle) = self.handles.remove(&session) else { return };
         for mail in handle.mail {
             if let Mail::Settled(job, News::Settled { answer, .. }) = mail {
-                let result = match &answer {
-                    Answer::Result(result) => Some(&**result),
-                    _ => None,
-                };
-                self.keep_unheard(&job, result, env);
+                self.keep_unheard(&job, &answer, env);
             }
         }
         for Newcomer { conn, session_id, .. } in handle.newcomers {
@@ -651,6 +647,7 @@ impl Life {
 
     /// The server stops in good order: sessions that go on after the start are left as they are.
     pub(in crate::sim) fn go_down(&mut self, env: &mut Env) {
+        self.going_down = true;
         let ids: Vec<TaskId> = self.tasks.keys().copied().collect();
         for id in ids {
             // What was said since the drain began is refused, or taken if there was no drain.
