@@ -22,10 +22,10 @@ use world::SECOND_BYTES;
 
 /// Utterances over which a figure is an average: some of what is done is not done for each.
 const EACH: u64 = 100;
-/// Blocks an utterance may ask for, whatever its length: 75, and a tenth.
-const BLOCKS_MAX: u64 = 82;
-/// Bytes it may ask for beside one copy of its audio: 12,996, and a tenth.
-const BYTES_BESIDE_AUDIO_MAX: u64 = 14_300;
+/// Blocks an utterance may ask for, whatever its length: 73, and a tenth.
+const BLOCKS_MAX: u64 = 80;
+/// Bytes it may ask for beside one copy of its audio: 11,843, and a tenth.
+const BYTES_BESIDE_AUDIO_MAX: u64 = 13_000;
 /// Bytes by which two averages may differ that should be the same: tables free what left them by
 /// and by, and numbers become longer.
 const NOISE_BYTES: u64 = 256;

@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::http::get_json;
 use super::{Failure, Outcome, Signals, code, runtime, say};
 use crate::config;
 use crate::peer::load::{
     self, Compared, Faults, Figures, FloorPlan, Mode, Options, Pace, Plan, Relay, ServerPlan,
-    Spawned, Step, World,
+    Spawned, Stages, Step, World,
 };
 use crate::telemetry;
 
@@ -279,20 +280,34 @@ async fn rounds(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
     let (options, plan) = (args.options(), args.plan(SECONDS));
     args.tell_what(&options);
     let mut world = World::open(url, &options, *pid).await?;
-    let mut taken: Vec<Figures> = Vec::new();
+    let (mut taken, mut inside): (Vec<Figures>, Vec<Option<Stages>>) = (Vec::new(), Vec::new());
     for round in 0..args.rounds.unwrap_or(1) {
         let figures = world.round(plan).await?;
+        let stages = stages(url).await?;
         if !args.json {
-            say(&format!("round {round}: {}", figures.lines().join("\n  ")));
+            let mut lines = figures.lines();
+            lines.extend(stages.iter().flat_map(Stages::lines));
+            say(&format!("round {round}: {}", lines.join("\n  ")));
         }
         taken.push(figures);
+        inside.push(stages);
     }
     world.close().await;
     if args.json {
         document(&json!({"options": options, "plan": plan, "settings": settings(args),
-            "rounds": taken}))?;
+            "rounds": taken, "stages": inside}))?;
     }
     judge(taken.into_iter().map(|figures| ("the load", figures.faults)))
+}
+
+/// Where the time went inside the server, as far as it remembers and tells: not every server that
+/// takes a load does.
+async fn stages(url: &str) -> Result<Option<Stages>, Failure> {
+    let authority = url.trim_start_matches("ws://").trim_end_matches('/');
+    match get_json(authority, "/api/v1/jobs").await {
+        Ok(jobs) => Ok(Some(Stages::of(&jobs).map_err(load::LoadError::from)?)),
+        Err(_) => Ok(None),
+    }
 }
 
 async fn capacity(args: &Args, url: &str) -> Outcome {

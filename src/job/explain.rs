@@ -1,73 +1,113 @@
 //! What happened to a job, as data.
 
-use serde_json::{Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::table::{Job, Placement};
+use super::table::{Ended, Job, Placement};
+use crate::node::Considered;
 use crate::telemetry::Stage;
 
-impl Job {
-    /// The job's life so far: state, stamps, and every placement with who was considered and why
-    /// not. The same for the console, the API, `inspect` and the stored row.
-    pub fn explain(&self) -> Value {
-        let state = self.state();
-        let (placements, looked) = self.placements();
-        let placements: Vec<Value> = placements.map(|p| self.explain_placement(p)).collect();
-        let pairs: Vec<String> = self.pairs.iter().map(ToString::to_string).collect();
-        let ended = self.ended().map(|e| {
-            json!({
-                "outcome": e.outcome.as_str(),
-                "code": e.code_text(),
-                "message": e.message,
-                "node": e.node,
-                "attempts": e.attempts,
-                "at_unix_ms": e.unix_ms,
-            })
-        });
-        json!({
-            "job_id": self.id,
-            "state": state.phase.as_str(),
-            "attempts": state.attempts(),
-            "attempt_id": state.attempt,
-            "session_id": self.spec.session,
-            "utterance_index": self.spec.utterance_index,
-            "turn_id": self.spec.turn,
-            "trace_id": self.spec.trace_id,
-            "tenant": self.spec.tenant,
-            "src_lang": self.spec.src,
-            "tgt_lang": self.spec.tgt,
-            "needs_pairs": pairs,
-            "cut": self.spec.cut.as_str(),
-            "audio_format": self.spec.audio_format,
-            "audio_ms": self.spec.audio_ms,
-            "lease_ms": self.lease_ms,
-            "pending_ms": self.pending_ms,
-            "stamps_us": self.stamps,
-            "placements": placements,
-            "placements_made": looked,
-            "ended": ended,
-        })
-    }
+/// A job's life so far: state, stamps, and every placement with who was considered and why not.
+/// The same for the console, the API, `inspect` and the stored row.
+#[derive(Debug)]
+pub struct Explanation<'a>(&'a Job);
 
-    fn explain_placement(&self, placement: &Placement) -> Value {
-        let considered: Vec<Value> = placement
-            .reasons
-            .considered
-            .iter()
-            .map(|c| json!({"node": c.node, "verdict": c.verdict.as_str()}))
-            .collect();
-        let (node, pool, attempt) = match &placement.chosen {
-            Some((node, pool, attempt)) => (Some(node), Some(pool), Some(attempt)),
-            None => (None, None, None),
-        };
-        json!({
-            "at_us": placement.at_us.saturating_sub(self.stamps.at(Stage::Received)),
-            "node": node,
-            "pool": pool.map(|p| &**p),
-            "attempt_id": attempt,
-            "snapshot": placement.reasons.snapshot,
-            "considered": considered,
-            "more": placement.reasons.more,
-            "why_none": node.is_none().then(|| placement.reasons.why_none()),
-        })
+impl Job {
+    /// The job's life so far.
+    pub fn explain(&self) -> Explanation<'_> {
+        Explanation(self)
+    }
+}
+
+impl Serialize for Explanation<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let job = self.0;
+        let (spec, state) = (&job.spec, job.state());
+        let pairs: Vec<String> = job.pairs.iter().map(ToString::to_string).collect();
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("job_id", &job.id)?;
+        map.serialize_entry("state", state.phase.as_str())?;
+        map.serialize_entry("attempts", &state.attempts())?;
+        map.serialize_entry("attempt_id", &state.attempt)?;
+        map.serialize_entry("session_id", &spec.session)?;
+        map.serialize_entry("utterance_index", &spec.utterance_index)?;
+        map.serialize_entry("turn_id", &spec.turn)?;
+        map.serialize_entry("trace_id", &*spec.trace_id)?;
+        map.serialize_entry("tenant", &spec.tenant)?;
+        map.serialize_entry("src_lang", &spec.src)?;
+        map.serialize_entry("tgt_lang", &spec.tgt)?;
+        map.serialize_entry("needs_pairs", &pairs)?;
+        map.serialize_entry("cut", spec.cut.as_str())?;
+        map.serialize_entry("audio_format", &*spec.audio_format)?;
+        map.serialize_entry("audio_ms", &spec.audio_ms)?;
+        map.serialize_entry("lease_ms", &job.lease_ms)?;
+        map.serialize_entry("pending_ms", &job.pending_ms)?;
+        map.serialize_entry("stamps_us", &job.stamps)?;
+        map.serialize_entry("placements", &Looks(job))?;
+        map.serialize_entry("placements_made", &job.placements().1)?;
+        map.serialize_entry("ended", &job.ended().map(End))?;
+        map.end()
+    }
+}
+
+/// All looks for a node that are kept.
+struct Looks<'a>(&'a Job);
+
+impl Serialize for Looks<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let origin_us = self.0.stamps.at(Stage::Received);
+        s.collect_seq(self.0.placements().0.map(|look| Look(look, origin_us)))
+    }
+}
+
+/// One of them, and when its job was received.
+struct Look<'a>(&'a Placement, u64);
+
+impl Serialize for Look<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let Look(Placement { at_us, chosen, reasons }, origin_us) = self;
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("at_us", &at_us.saturating_sub(*origin_us))?;
+        map.serialize_entry("node", &chosen.as_ref().map(|(node, ..)| node))?;
+        map.serialize_entry("pool", &chosen.as_ref().map(|(_, pool, _)| &**pool))?;
+        map.serialize_entry("attempt_id", &chosen.as_ref().map(|(.., attempt)| *attempt))?;
+        map.serialize_entry("snapshot", &reasons.snapshot)?;
+        map.serialize_entry("considered", &Candidates(&reasons.considered))?;
+        map.serialize_entry("more", &reasons.more)?;
+        map.serialize_entry("why_none", &chosen.is_none().then(|| reasons.why_none()))?;
+        map.end()
+    }
+}
+
+struct Candidates<'a>(&'a [Considered]);
+
+impl Serialize for Candidates<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(self.0.iter().map(Candidate))
+    }
+}
+
+struct Candidate<'a>(&'a Considered);
+
+impl Serialize for Candidate<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(Some(2))?;
+        map.serialize_entry("node", &self.0.node)?;
+        map.serialize_entry("verdict", self.0.verdict.as_str())?;
+        map.end()
+    }
+}
+
+struct End<'a>(&'a Ended);
+
+impl Serialize for End<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("outcome", self.0.outcome.as_str())?;
+        map.serialize_entry("code", &self.0.code_text())?;
+        map.serialize_entry("message", &self.0.message)?;
+        map.serialize_entry("node", &self.0.node)?;
+        map.serialize_entry("attempts", &self.0.attempts)?;
+        map.serialize_entry("at_unix_ms", &self.0.unix_ms)?;
+        map.end()
     }
 }

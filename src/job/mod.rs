@@ -110,15 +110,16 @@ pub enum Progress {
     },
 }
 
-/// A moment at which a job must have moved on.
+/// A moment at which a job must have moved on. Jobs are named, not held: most have ended and are
+/// forgotten long before.
 #[derive(Debug, Clone)]
 pub enum Deadline {
     /// It must have found a node.
-    Pending(Arc<Job>),
+    Pending(JobId),
     /// This attempt must have been answered.
-    Lease(Arc<Job>, u32),
+    Lease(JobId, u32),
     /// The turn is over; what the node kept of this slice is in the last answer.
-    Merge(Arc<Job>),
+    Merge(JobId),
     /// The memory of this idempotency key is over.
     Forget(u128),
     /// What went out to the node over this connection or an older one must be known to have reached
@@ -232,7 +233,7 @@ impl Scheduler {
     ) -> Result<Submitted, Denied> {
         let key = table::idempotency_key(&submission.spec);
         let named = table::client_key(&submission);
-        let id = JobId(random_uuid());
+        let id = JobId::fresh(now.unix_ms, fastrand::u128(..));
         if let Some(existing) = self.repeated(key, named)? {
             self.metrics.jobs_repeated.inc();
             return Ok(Submitted::Repeated(existing));
@@ -257,7 +258,8 @@ impl Scheduler {
     ) -> Result<Arc<Job>, Denied> {
         let speaker = self.speaker(submission.spec.session);
         self.admit(&speaker)?;
-        let (id, key) = (JobId(random_uuid()), table::idempotency_key(&submission.spec));
+        let id = JobId::fresh(now.unix_ms, fastrand::u128(..));
+        let key = table::idempotency_key(&submission.spec);
         let job = self.make(id, (key, None), &speaker, submission);
         // Whatever its turn was, nothing of it is awaited any more.
         job.turn.close();
@@ -396,17 +398,27 @@ impl Scheduler {
     fn enqueue(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) {
         let until = now.after_ms(job.pending_ms);
         job.pending_until.store(until, SeqCst);
-        effects.push(Effect::Arm(until, Deadline::Pending(Arc::clone(job))));
+        effects.push(Effect::Arm(until, Deadline::Pending(job.id)));
         self.place_or_park(job, now, effects);
     }
 
     /// A deadline came. What has moved on since it was armed is left alone.
     pub fn due(&self, deadline: Deadline, now: Now, effects: &mut Effects) {
         match deadline {
-            Deadline::Pending(job) => self.waited_too_long(&job, now, effects),
-            Deadline::Lease(job, attempt) => self.lease_over(&job, attempt, now, effects),
-            Deadline::Merge(job) => {
-                self.end(&job, Event::Merge, Verdict::plain(), None, now, effects);
+            Deadline::Pending(id) => {
+                if let Some(job) = self.job(id) {
+                    self.waited_too_long(&job, now, effects);
+                }
+            }
+            Deadline::Lease(id, attempt) => {
+                if let Some(job) = self.job(id) {
+                    self.lease_over(&job, attempt, now, effects);
+                }
+            }
+            Deadline::Merge(id) => {
+                if let Some(job) = self.job(id) {
+                    self.end(&job, Event::Merge, Verdict::plain(), None, now, effects);
+                }
             }
             Deadline::Forget(key) => {
                 self.keys.pin().remove(&key);
@@ -477,8 +489,4 @@ impl Verdict {
     fn of(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code: Some(code), foreign_code: None, message: message.into() }
     }
-}
-
-fn random_uuid() -> u128 {
-    uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128()
 }

@@ -145,7 +145,7 @@ impl Scheduler {
     ) {
         let until = self.lease_from(job, now);
         job.lease_until.store(until, SeqCst);
-        effects.push(Effect::Arm(until, Deadline::Lease(Arc::clone(job), attempt)));
+        effects.push(Effect::Arm(until, Deadline::Lease(job.id, attempt)));
     }
 
     /// A sign of life prolongs the lease.
@@ -185,7 +185,7 @@ impl Scheduler {
         // Its patience may have run out unnoticed while it was assigned: it has a little left.
         let until = job.pending_until.load(SeqCst).max(now.after_ms(RESEND_PATIENCE_MS));
         job.pending_until.store(until, SeqCst);
-        effects.push(Effect::Arm(until, Deadline::Pending(Arc::clone(job))));
+        effects.push(Effect::Arm(until, Deadline::Pending(job.id)));
         // By way of the queue, never straight back: the outbox that was full still is.
         self.park(job);
     }
@@ -461,7 +461,7 @@ impl Scheduler {
         let silent_slice = self.may_be_silent(job);
         if until > now.us || silent_slice {
             let at = if silent_slice { now.after_ms(job.lease_ms) } else { until };
-            effects.push(Effect::Arm(at, Deadline::Lease(Arc::clone(job), attempt)));
+            effects.push(Effect::Arm(at, Deadline::Lease(job.id, attempt)));
             return;
         }
         self.fail_over(vec![(Arc::clone(job), state)], Cause::LeaseOver, now, effects);
@@ -563,7 +563,7 @@ impl Scheduler {
             match outcome {
                 Outcome::Succeeded | Outcome::Empty | Outcome::Merged => {
                     let at = now.after_ms(self.config.turn_merge_grace_ms);
-                    effects.push(Effect::Arm(at, Deadline::Merge(slice)));
+                    effects.push(Effect::Arm(at, Deadline::Merge(slice.id)));
                 }
                 Outcome::Failed | Outcome::Expired | Outcome::Cancelled => {
                     let event = Event::GiveUp(outcome);

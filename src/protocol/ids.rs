@@ -57,6 +57,16 @@ impl FromStr for SessionId {
 pub struct JobId(pub u128);
 text_form!(JobId);
 
+impl JobId {
+    /// A new id, made of the time in Unix milliseconds and 74 random bits (UUID version 7): ids
+    /// grow with time, so that rows that come together lie together.
+    pub fn fresh(unix_ms: u64, random: u128) -> Self {
+        let random = random.to_be_bytes();
+        let tail = random.first_chunk().expect("sixteen bytes are more than ten");
+        Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, tail).into_uuid().as_u128())
+    }
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "job-{}", uuid::Uuid::from_u128(self.0).hyphenated())
@@ -75,6 +85,13 @@ impl FromStr for JobId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct TurnId(pub u128);
 text_form!(TurnId);
+
+impl TurnId {
+    /// A new id (UUID version 4).
+    pub fn fresh(random: u128) -> Self {
+        Self(uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid().as_u128())
+    }
+}
 
 impl fmt::Display for TurnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

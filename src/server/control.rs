@@ -75,6 +75,10 @@ impl ControlTask {
         while let Some((at, deadline)) = self.shared.control.arms.pop() {
             self.wheel.arm(at, deadline);
         }
+        if let Some(store) = &self.shared.store {
+            // Of jobs whose assignment could not be written yet.
+            store.wake();
+        }
         let scheduler = &self.shared.scheduler;
         self.wheel.expire(now.us, |deadline| scheduler.due(deadline, now, effects));
         let round = now.us >= self.next_round_us;

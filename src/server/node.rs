@@ -340,6 +340,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         let now = self.shared.now();
         self.shared.scheduler.written(&job, attempt, now, &mut self.effects);
         perform(&self.shared, &mut self.effects, now);
+        if let Some(store) = &self.shared.store {
+            store.wake();
+        }
     }
 
     fn send(&self, command: &Command) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tracing::{debug, warn};
 
 use super::shared::{Mail, SessionHandle, Shared};
-use crate::job::{Effect, Effects, Ended, Job, Progress};
+use crate::job::{Effect, Effects, Ended, Job, Phase, Progress};
 use crate::node::NodeIndex;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Outcome};
@@ -77,7 +77,13 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
         let news = News::Kept(job.spec.utterance_index, job.id);
         Box::new(move |_| session.deliver(Mail::News(news)))
     });
-    if store.submit(write, done).is_err() {
+    // Waking the store's thread costs more than all the rest of this, and the node's task has yet
+    // to write the assignment: that wakes it then, or the control task does.
+    let left = store.leave(write, done);
+    if job.state().phase != Phase::Assigned {
+        store.wake();
+    }
+    if left.is_err() {
         // Admission looked before and left room in the lane for those who looked with it; but the
         // disk may have filled up since.
         warn!(job = %job.id, "the store is behind: this job would not survive a crash");

@@ -389,6 +389,7 @@ impl Routes {
                     "state": job.state().phase.as_str(),
                     "src_lang": job.spec.src,
                     "tgt_lang": job.spec.tgt,
+                    "stamps_us": job.stamps,
                 }));
             }
         });
@@ -486,8 +487,10 @@ fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
     response
 }
 
-pub(super) fn reply(status: StatusCode, body: &Value) -> Response<Body> {
-    let mut response = Response::new(Body::from(Bytes::from(body.to_string())));
+pub(super) fn reply(status: StatusCode, body: &impl serde::Serialize) -> Response<Body> {
+    // Only a map whose keys are no text could fail.
+    let text = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Body::from(Bytes::from(text)));
     *response.status_mut() = status;
     let json = header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);

@@ -90,7 +90,12 @@ impl SessionTask {
     }
 
     /// Lives as long as its connection or its session.
-    pub(super) async fn run(mut self) {
+    #[allow(clippy::manual_async_fn, reason = "an async fn that takes itself holds itself twice")]
+    pub(super) fn run(mut self) -> impl Future<Output = ()> + Send {
+        async move { self.live().await }
+    }
+
+    async fn live(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut closing = shared.closing.subscribe();
         let (mut drain, mut draining) = (shared.drain.subscribe(), false);
@@ -112,10 +117,13 @@ impl SessionTask {
                     draining = true;
                     self.drain(until).await;
                 }
-                () = going_down(&mut closing) => return self.go_down().await,
+                // Boxed, as all that happens seldom: a session at rest does not pay for it.
+                () = going_down(&mut closing) => return Box::pin(self.go_down()).await,
             }
             self.read_mail().await;
-            self.take_newcomers().await;
+            if self.open.as_ref().is_some_and(|open| open.handle.has_newcomer()) {
+                Box::pin(self.take_newcomers()).await;
+            }
         }
     }
 
@@ -150,7 +158,7 @@ impl SessionTask {
 
     /// The server is going down. Jobs are left alone: they are on disk and go on after the restart,
     /// and so does a session that has any, or whose client can come back.
-    async fn go_down(mut self) {
+    async fn go_down(&mut self) {
         // What was said since the drain began is refused, or taken if there was no drain.
         self.input(Input::Drain(None)).await;
         if let Some(open) = self.open.take() {

@@ -254,6 +254,11 @@ impl SessionHandle {
         self.wake.notify_one();
     }
 
+    /// Whether a client came back that was not taken yet.
+    pub(super) fn has_newcomer(&self) -> bool {
+        !self.newcomers.is_empty()
+    }
+
     /// The client that came back first and was not taken yet.
     pub(super) fn newcomer(&self) -> Option<Newcomer> {
         self.newcomers.pop().map(|newcomer| *newcomer)

@@ -89,7 +89,7 @@ impl Session {
             Some(range) if range.end == index => range.end += 1,
             _ => self.stream_indices.push(index..index + 1),
         }
-        let turn = self.turn.take().unwrap_or_else(fresh_turn);
+        let turn = self.turn.take().unwrap_or_else(|| TurnId::fresh(fastrand::u128(..)));
         if !piece.cut.closes_turn() {
             self.turn = Some(turn);
         }
@@ -171,7 +171,7 @@ impl Session {
         if let Some(trace) = head.trace_id.clone() {
             self.traces.entry(head.utterance_index).or_insert(trace);
         }
-        let own = self.spec(head.utterance_index, fresh_turn());
+        let own = self.spec(head.utterance_index, TurnId::fresh(fastrand::u128(..)));
         let audio_ms = audio::estimate_ms(&head.audio_format, head.sample_rate, audio.len());
         let spec = JobSpec {
             src: head.src_lang,
@@ -292,7 +292,7 @@ impl Session {
         let mut job = JobId(0);
         // A client that does not acknowledge what it has is not owed more.
         if let Some(chunks) = chunks.filter(|_| refusal.stored && !self.owes_acks()) {
-            job = JobId(random_uuid());
+            job = JobId::fresh(now.unix_ms, fastrand::u128(..));
             let Refusal { code, why, .. } = refusal;
             let frame = bytes::Bytes::new();
             self.refusals.insert(job, Refused { index, job, code, why, chunks, frame });
@@ -311,14 +311,6 @@ impl Session {
             self.send(&Event::Backpressure { action: "PAUSE", resume_after_ms }, effects);
         }
     }
-}
-
-fn fresh_turn() -> TurnId {
-    TurnId(random_uuid())
-}
-
-fn random_uuid() -> u128 {
-    uuid::Builder::from_random_bytes(fastrand::u128(..).to_be_bytes()).into_uuid().as_u128()
 }
 
 /// What tells one body of an idempotency key from another.

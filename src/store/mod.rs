@@ -130,7 +130,7 @@ pub enum Write {
         row: Box<JobRow>,
         /// Its audio.
         audio: Audio,
-        /// The client's own key for it.
+        /// The client's own key for it. One that is used anew expires later than it did.
         idempotency: Option<IdemRow>,
     },
     /// A job ended. It need not have been accepted yet: its acceptance then stores nothing.
@@ -419,6 +419,18 @@ impl Store {
     #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
     pub fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
         self.handle.shared.submit(write, done)
+    }
+
+    /// As [`Store::submit`], for who has something more urgent to do than to wake a thread: nothing
+    /// is made durable before [`Store::wake`] is called, or another write is submitted.
+    #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
+    pub fn leave(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
+        self.handle.shared.leave(write, done)
+    }
+
+    /// Has writes that were left made durable. Costs next to nothing where there are none.
+    pub fn wake(&self) {
+        self.handle.shared.signal.wake();
     }
 
     /// Whether a job may be accepted: its lane has room, the disk has, and the thread moves.

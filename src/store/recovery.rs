@@ -26,7 +26,7 @@ use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Outcome;
 
 /// Layout of the tables.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Opens a medium's database, making one where there has never been one.
 pub(super) fn open(
@@ -184,7 +184,7 @@ enum Place {
     Job(u128),
     Audio(u128),
     Outbox(u64, u64),
-    Idempotency(u128),
+    Idempotency(u64, u128),
     Node(String),
     Pools,
 }
@@ -230,15 +230,19 @@ impl Scan {
         txn: &ReadTransaction,
         counts: impl Fn(&IdemRow) -> bool,
     ) -> Result<(), StoreError> {
-        let (idempotency, nodes) = (&mut self.idempotency, &mut self.nodes);
+        let nodes = &mut self.nodes;
         let bad = &mut self.bad;
-        each(txn, tables::IDEMPOTENCY, bad, Place::Idempotency, |key, row: IdemRow| {
-            let own = row.key == key;
+        let mut keys = BTreeMap::new();
+        let place = |(expires, key)| Place::Idempotency(expires, key);
+        each(txn, tables::IDEMPOTENCY, bad, place, |(expires, key), row: IdemRow| {
+            let own = (row.expires_unix_ms, row.key) == (expires, key);
             if own && counts(&row) {
-                idempotency.push(row);
+                // They come by expiry: what was said last of a key stays.
+                keys.insert(key, row);
             }
             own
         })?;
+        self.idempotency = keys.into_values().collect();
         let place = |id: &str| Place::Node(id.to_owned());
         each(txn, tables::NODES, bad, place, |id, row: NodeRow| {
             keep(nodes, &*row.id.0 == id, row)
@@ -469,7 +473,9 @@ impl Place {
             Place::Outbox(id, seq) => {
                 ("outbox", [id.to_be_bytes(), seq.to_be_bytes()].as_flattened().to_vec())
             }
-            Place::Idempotency(key) => ("idempotency", key.to_be_bytes().to_vec()),
+            Place::Idempotency(expires, key) => {
+                ("idempotency", [&expires.to_be_bytes()[..], &key.to_be_bytes()].concat())
+            }
             Place::Node(id) => ("nodes", id.as_bytes().to_vec()),
             Place::Pools => ("pools", vec![ONLY]),
         }
@@ -483,7 +489,7 @@ impl Place {
             Place::Job(id) => drop(all.jobs.remove(id)?),
             Place::Audio(id) => drop(all.audio.remove(id)?),
             Place::Outbox(id, seq) => drop(all.outbox.remove((*id, *seq))?),
-            Place::Idempotency(key) => drop(all.idempotency.remove(key)?),
+            Place::Idempotency(expires, key) => drop(all.idempotency.remove((*expires, *key))?),
             Place::Node(id) => drop(all.nodes.remove(id.as_str())?),
             Place::Pools => drop(all.pools.remove(ONLY)?),
         }

@@ -1,5 +1,6 @@
-//! Where rows are kept: the database's tables, and the moves that keep a table and its index by
-//! time in step. Knows redb; knows nothing of threads, lanes or recovery.
+//! Where rows are kept: the database's tables, and what is moved in them together. Rows that come
+//! with the work have keys that grow, so that a transaction changes few pages. Knows redb; knows
+//! nothing of threads, lanes or recovery.
 
 use redb::WriteTransaction;
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
@@ -19,12 +20,11 @@ pub(super) const IDLE_TIMES: Index<(u64, u64)> = TableDefinition::new("idle_sess
 pub(super) const JOBS: Def<u128> = TableDefinition::new("jobs");
 pub(super) const AUDIO: Def<u128> = TableDefinition::new("audio");
 pub(super) const TERMINALS: Def<u128> = TableDefinition::new("terminals");
-const TERMINAL_TIMES: Index<(u64, u128)> = TableDefinition::new("terminals_by_time");
 pub(super) const OUTBOX: Def<(u64, u64)> = TableDefinition::new("outbox");
 pub(super) const DEAD_LETTERS: Def<u64> = TableDefinition::new("dead_letters");
 pub(super) const DEAD_AUDIO: Def<u64> = TableDefinition::new("dead_letter_audio");
-pub(super) const IDEMPOTENCY: Def<u128> = TableDefinition::new("idempotency");
-const IDEMPOTENCY_TIMES: Index<(u64, u128)> = TableDefinition::new("idempotency_by_time");
+/// By expiry, then key: keys are looked up in memory, and here they only come and go.
+pub(super) const IDEMPOTENCY: Def<(u64, u128)> = TableDefinition::new("idempotency");
 pub(super) const NODES: Def<&'static str> = TableDefinition::new("nodes");
 pub(super) const POOLS: Def<u8> = TableDefinition::new("pools");
 pub(super) const QUARANTINE: Def<(&'static str, &'static [u8])> =
@@ -45,12 +45,10 @@ pub(super) struct Tables<'t> {
     pub(super) jobs: Rows<'t, u128>,
     pub(super) audio: Rows<'t, u128>,
     pub(super) terminals: Rows<'t, u128>,
-    terminal_times: Table<'t, (u64, u128), ()>,
     pub(super) outbox: Rows<'t, (u64, u64)>,
     pub(super) dead_letters: Rows<'t, u64>,
     pub(super) dead_audio: Rows<'t, u64>,
-    pub(super) idempotency: Rows<'t, u128>,
-    idempotency_times: Table<'t, (u64, u128), ()>,
+    pub(super) idempotency: Rows<'t, (u64, u128)>,
     pub(super) nodes: Rows<'t, &'static str>,
     pub(super) pools: Rows<'t, u8>,
     pub(super) quarantine: Rows<'t, (&'static str, &'static [u8])>,
@@ -71,12 +69,10 @@ impl<'t> Tables<'t> {
             jobs: txn.open_table(JOBS)?,
             audio: txn.open_table(AUDIO)?,
             terminals: txn.open_table(TERMINALS)?,
-            terminal_times: txn.open_table(TERMINAL_TIMES)?,
             outbox: txn.open_table(OUTBOX)?,
             dead_letters: txn.open_table(DEAD_LETTERS)?,
             dead_audio: txn.open_table(DEAD_AUDIO)?,
             idempotency: txn.open_table(IDEMPOTENCY)?,
-            idempotency_times: txn.open_table(IDEMPOTENCY_TIMES)?,
             nodes: txn.open_table(NODES)?,
             pools: txn.open_table(POOLS)?,
             quarantine: txn.open_table(QUARANTINE)?,
@@ -102,7 +98,6 @@ impl<'t> Tables<'t> {
     pub(super) fn put_terminal(&mut self, row: &TerminalRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
         self.terminals.insert(row.id.0, value.as_slice())?;
-        self.terminal_times.insert((row.settled_unix_ms, row.id.0), ())?;
         Ok(())
     }
 
@@ -131,16 +126,10 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Puts a key; one that was there before is replaced, with its place in the index.
+    /// Puts a key. One that was there before stays until it expires; the later one counts.
     pub(super) fn put_idempotency(&mut self, row: &IdemRow) -> Result<(), StoreError> {
         let value = self.sealed(row);
-        let before = self.idempotency.insert(row.key, value.as_slice())?;
-        // An old row that cannot be read leaves its index entry behind; expiry copes with that.
-        let before = before.and_then(|v| codec::decode::<IdemRow>(v.value()).ok());
-        if let Some(before) = before {
-            self.idempotency_times.remove((before.expires_unix_ms, before.key))?;
-        }
-        self.idempotency_times.insert((row.expires_unix_ms, row.key), ())?;
+        self.idempotency.insert((row.expires_unix_ms, row.key), value.as_slice())?;
         Ok(())
     }
 
@@ -200,41 +189,35 @@ impl<'t> Tables<'t> {
         Ok(rows.next_back().transpose()?.map(|(key, _)| key.value().1))
     }
 
-    /// Forgets the oldest ended job if it ended at `before_ms` or earlier, or if there are more
-    /// than `rows_max`. Returns whether there was one to forget.
+    /// Forgets the job that was accepted first of those that ended, if it ended at `before_ms` or
+    /// earlier, if there are more than `rows_max`, or if it cannot be read. Returns whether there
+    /// was one to forget. Ids of jobs grow with time, so there is no index by time.
     pub(super) fn prune_terminal(
         &mut self,
         before_ms: Option<u64>,
         rows_max: u64,
     ) -> Result<bool, StoreError> {
-        let Some((settled, id)) = self.terminal_times.first()?.map(|(key, _)| key.value()) else {
+        let surplus = self.terminals.len()? > rows_max;
+        let Some((id, settled)) = self.terminals.first()?.map(|(key, value)| {
+            let row = codec::decode::<TerminalRow>(value.value());
+            (key.value(), row.map_or(0, |row| row.settled_unix_ms))
+        }) else {
             return Ok(false);
         };
-        let young = before_ms.is_none_or(|before_ms| settled > before_ms);
-        if young && self.terminal_times.len()? <= rows_max {
-            return Ok(false);
+        let old = before_ms.is_some_and(|before_ms| settled <= before_ms);
+        if surplus || old {
+            self.terminals.remove(id)?;
         }
-        self.terminal_times.remove((settled, id))?;
-        self.terminals.remove(id)?;
-        Ok(true)
+        Ok(surplus || old)
     }
 
     /// Forgets the key that expired first, if one has at `now_ms`.
     pub(super) fn prune_idempotency(&mut self, now_ms: u64) -> Result<bool, StoreError> {
-        let first = self.idempotency_times.first()?.map(|(key, _)| key.value());
-        let Some((expires, key)) = first.filter(|(expires, _)| *expires <= now_ms) else {
+        let first = self.idempotency.first()?.map(|(key, _)| key.value());
+        let Some(key) = first.filter(|(expires, _)| *expires <= now_ms) else {
             return Ok(false);
         };
-        self.idempotency_times.remove((expires, key))?;
-        let renewed = match self.idempotency.get(key)? {
-            Some(row) => {
-                codec::decode::<IdemRow>(row.value()).is_ok_and(|row| row.expires_unix_ms > expires)
-            }
-            None => false,
-        };
-        if !renewed {
-            self.idempotency.remove(key)?;
-        }
+        self.idempotency.remove(key)?;
         Ok(true)
     }
 

@@ -168,9 +168,17 @@ impl Shared {
         }
     }
 
-    /// Puts a write into its lane, or hands it back.
+    /// Puts a write into its lane and wakes the thread, or hands the write back.
     #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
     pub(super) fn submit(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
+        self.leave(write, done)?;
+        self.signal.wake();
+        Ok(())
+    }
+
+    /// Puts a write into its lane, or hands it back.
+    #[allow(clippy::result_large_err, reason = "the write goes back to its owner, not to a log")]
+    pub(super) fn leave(&self, write: Write, done: Option<Done>) -> Result<(), Refused> {
         let Some(_inside) = self.signal.enter() else {
             return Err(Refused { write, done, why: Why::Stopped });
         };
@@ -187,11 +195,8 @@ impl Shared {
             }
             Write::Node(_) | Write::Pools(_) | Write::DropDeadLetter(_) => &self.housekeeping,
         };
-        if let Err(Entry { write, done }) = lane.push(Entry { write, done }) {
-            return Err(Refused { write, done, why: Why::Full });
-        }
-        self.signal.wake();
-        Ok(())
+        let pushed = lane.push(Entry { write, done });
+        pushed.map_err(|Entry { write, done }| Refused { write, done, why: Why::Full })
     }
 
     /// Refuses writes from now on, and has the thread finish those it has.

@@ -226,7 +226,7 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         key: random.u128(..40),
         job: JobId(id),
         digest: id as u32,
-        expires_unix_ms: now + random.u64(..3_000),
+        expires_unix_ms: now + 1_500,
     });
     Write::AcceptJob { row: Box::new(row), audio: audio(id), idempotency }
 }

@@ -209,14 +209,14 @@ impl World {
     fn forget(&mut self, now: u64) {
         let limits = options();
         let before = |retention: u64| now.checked_sub(retention);
-        let ages = self.terminals.values().map(|end| (end.settled_unix_ms, end.id.0));
-        let mut ages: Vec<_> = ages.collect();
-        ages.sort_unstable();
-        let surplus = ages.len().saturating_sub(limits.terminal_rows_max as usize);
-        for (at, (settled, id)) in ages.into_iter().enumerate() {
-            if at < surplus || before(limits.terminal_retention_ms).is_some_and(|b| settled <= b) {
-                self.terminals.remove(&id);
+        while let Some((id, end)) = self.terminals.first_key_value() {
+            let old = before(limits.terminal_retention_ms);
+            let old = old.is_some_and(|before| end.settled_unix_ms <= before);
+            if !old && self.terminals.len() as u64 <= limits.terminal_rows_max {
+                break;
             }
+            let id = *id;
+            self.terminals.remove(&id);
         }
         self.idempotency.retain(|_, key| key.expires_unix_ms > now);
         let idle = self.progress.iter().filter_map(|(id, row)| row.idle.map(|since| (since, *id)));

@@ -488,9 +488,9 @@ fn finish(mut again: Again) {
         again.world.perform(vec![Effect::WakeQueue]);
         again.world.audit();
     }
-    let left =
-        again.world.jobs.iter().filter(|j| j.state().outcome().is_none()).map(|j| j.explain());
-    assert_eq!(left.collect::<Vec<_>>(), Vec::<serde_json::Value>::new(), "never ended");
+    let left = again.world.jobs.iter().filter(|j| j.state().outcome().is_none());
+    let left: Vec<_> = left.map(|j| j.explain()).collect();
+    assert!(left.is_empty(), "never ended: {left:?}");
     for _ in 0..again.world.jobs.len() {
         again.keep(0);
     }

@@ -18,6 +18,7 @@ mod relay;
 mod report;
 mod speaker;
 mod speech;
+mod stages;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -43,6 +44,7 @@ pub use floor::{Compared, FloorPlan, Ratio, Verdict, compare};
 pub use process::{ServerPlan, Spawned};
 pub use relay::Relay;
 pub use report::{Cost, Faults, Figures, Quantiles};
+pub use stages::Stages;
 
 /// Time between the order to begin and the first utterance.
 const LEAD: Duration = Duration::from_millis(20);

@@ -75,7 +75,7 @@ impl Service for Switchboard {
         _peer: SocketAddr,
     ) -> Response<Body> {
         match request.uri().path() {
-            "/ws/session" => self.join(&mut request, 8 * 1_024, Self::session),
+            "/ws/session" => self.join(&mut request, 4 * 1_024, Self::session),
             "/ws/node" => self.join(&mut request, 64 * 1_024, Self::node),
             "/readyz" => answer(StatusCode::OK, "ready"),
             _ => answer(StatusCode::NOT_FOUND, "not here"),

@@ -325,6 +325,41 @@ fn a_renewed_key_outlives_its_first_expiry() {
 }
 
 #[test]
+fn what_is_left_becomes_durable_when_the_store_is_woken() {
+    let dir = TempDir::new().unwrap();
+    let (store, _) = open(&dir);
+    put(&store, Write::CloseSession(SessionId(0)));
+    let (done, committed) = callback();
+    // The thread may be on its way to rest and see it; then there is nothing left to wake for.
+    store.leave(settle(1, 1, Some(b"frame")), Some(done)).unwrap();
+    store.wake();
+    assert_eq!(committed.recv_timeout(LONG).unwrap().outbox_seq, Some(1));
+    let (done, committed) = callback();
+    store.leave(settle(2, 1, Some(b"frame")), Some(done)).unwrap();
+    // What is submitted after it takes it along.
+    put(&store, Write::CloseSession(SessionId(0)));
+    assert_eq!(committed.recv_timeout(LONG).unwrap().outbox_seq, Some(2));
+}
+
+#[test]
+fn room_for_jobs_ends_before_the_lane_does() {
+    let dir = TempDir::new().unwrap();
+    let options = StoreOptions { lane_accepts: 16, ..StoreOptions::default() };
+    let (store, _) = Store::open_with(dir.path(), options, hooks()).unwrap();
+    let held = hold(&store);
+    for id in 0..14 {
+        assert!(store.has_room_for_accepts(), "{id}");
+        store.submit(accept(id, b""), None).unwrap();
+    }
+    assert!(!store.has_room_for_accepts());
+    // Those who looked at the same time are taken nevertheless.
+    for id in 14..16 {
+        store.submit(accept(id, b""), None).unwrap();
+    }
+    drop(held);
+}
+
+#[test]
 fn a_full_lane_hands_the_write_back_with_its_callback() {
     let dir = TempDir::new().unwrap();
     let options = StoreOptions { lane_results: 2, ..StoreOptions::default() };
