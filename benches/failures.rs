@@ -204,7 +204,7 @@ fn quantiles(mut values: Vec<f64>) -> String {
 #[tokio::main]
 async fn main() {
     let smoke = !std::env::args().any(|arg| arg == "--bench");
-    let (times, jobs, starts) = if smoke { (3, 100, 1) } else { (300, 10_000, 3) };
+    let (times, jobs, starts) = if smoke { (3, 100, 1) } else { (300, 10_000, 5) };
     let closed = quantiles(fail_over(times, false).await);
     println!("node's socket closes → job read by another node, ms: {closed}");
     let silent = quantiles(fail_over(times, true).await);

@@ -380,10 +380,10 @@ async fn floor(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
 }
 
 fn tell_compared(compared: &Compared) {
-    say(&format!("{:<34}{:>10}{:>10}{:>8}", "medians of the rounds", "server", "relay", "ratio"));
+    say(&format!("{:<34}{:>10}{:>10}{:>10}", "medians of the rounds", "server", "relay", "ratio"));
     for ratio in &compared.ratios {
         say(&format!(
-            "{:<34}{:>10.0}{:>10.0}{:>7.2}×",
+            "{:<34}{:>10.0}{:>10.0}{:>9.2}×",
             ratio.what, ratio.server, ratio.relay, ratio.ratio
         ));
     }
