@@ -47,7 +47,7 @@ pub use table::{Ended, Job, Placement, Speaker, Turn};
 pub enum Effect {
     /// Put the new job on disk, with its speech: the job may have ended by now, and until its
     /// outcome is on disk it must be found whole.
-    Accept(Arc<Job>, Option<Arc<Audio>>),
+    Accept(Arc<Job>, Arc<Audio>),
     /// Send the assignment of this attempt to the node.
     Assign {
         /// The job.
@@ -281,7 +281,7 @@ impl Scheduler {
         self.jobs.pin().insert(job.id, Arc::clone(job));
         self.metrics.jobs_submitted.inc();
         self.metrics.jobs_live.inc();
-        let audio = job.audio();
+        let audio = job.audio().unwrap_or_else(|| Arc::new(Audio::Raw(bytes::Bytes::new())));
         // The node first: the row goes to the disk beside the path, not in front of it.
         self.enqueue(job, now, effects);
         effects.push(Effect::Accept(Arc::clone(job), audio));

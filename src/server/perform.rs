@@ -32,7 +32,7 @@ pub(super) fn perform(shared: &Arc<Shared>, effects: &mut Effects, now: Now) {
 
 fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: Now) {
     match effect {
-        Effect::Accept(job, audio) => accept(shared, &job, audio.as_deref(), now),
+        Effect::Accept(job, audio) => accept(shared, &job, &audio, now),
         Effect::Assign { job, node, attempt } => assign(shared, job, node, attempt, more, now),
         Effect::CancelOn { job, node, reason } => {
             let trace_id = Some(job.spec.trace_id.to_string());
@@ -50,7 +50,7 @@ fn perform_one(shared: &Arc<Shared>, effect: Effect, more: &mut Effects, now: No
     }
 }
 
-fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
+fn accept(shared: &Shared, job: &Arc<Job>, audio: &Audio, now: Now) {
     debug!(
         job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
         utterance = job.spec.utterance_index, cut = job.spec.cut.as_str(),
@@ -58,7 +58,6 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
     );
     let Some(store) = &shared.store else { return };
     // A job whose end the store knows needs no row of its life; the store finds that out.
-    let audio = audio.cloned().unwrap_or_else(|| Audio::Raw(Bytes::new()));
     let row = JobRow {
         id: job.id,
         spec: job.spec.clone(),
@@ -71,6 +70,7 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: Option<&Audio>, now: Now) {
     let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
     let (key, digest) = job.key();
     let idempotency = Some(IdemRow { key, job: job.id, digest, expires_unix_ms });
+    let audio = audio.clone();
     let write = Write::AcceptJob { row: Box::new(row), audio, idempotency };
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
     let done = session.filter(|session| session.wants_kept()).map(|session| -> Done {

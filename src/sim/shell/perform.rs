@@ -32,7 +32,7 @@ impl Life {
 
     fn perform_one(&mut self, effect: Effect, more: &mut Effects, now: Now, env: &mut Env) {
         match effect {
-            Effect::Accept(job, audio) => self.accept_job(&job, audio.as_deref(), now, env),
+            Effect::Accept(job, audio) => self.accept_job(&job, &audio, now, env),
             Effect::Assign { job, node, attempt } => {
                 self.assign(job, node, attempt, more, now, env);
             }
@@ -65,9 +65,8 @@ impl Life {
         }
     }
 
-    fn accept_job(&mut self, job: &Arc<Job>, audio: Option<&Audio>, now: Now, env: &mut Env) {
+    fn accept_job(&mut self, job: &Arc<Job>, audio: &Audio, now: Now, env: &mut Env) {
         // A job whose end the store knows needs no row of its life; the store finds that out.
-        let audio = audio.cloned().unwrap_or_else(|| Audio::Raw(Bytes::new()));
         let row = JobRow {
             id: job.id,
             spec: job.spec.clone(),
@@ -80,6 +79,7 @@ impl Life {
         let expires_unix_ms = now.unix_ms + self.config.job.idempotency_ms;
         let (key, digest) = job.key();
         let idempotency = Some(IdemRow { key, job: job.id, digest, expires_unix_ms });
+        let audio = audio.clone();
         let write = Write::AcceptJob { row: Box::new(row), audio, idempotency };
         let session = job.spec.session;
         let then = match self.handles.get(&session).is_some_and(|handle| handle.wants_kept()) {

@@ -328,12 +328,20 @@ fn a_renewed_key_outlives_its_first_expiry() {
 fn what_is_left_becomes_durable_when_the_store_is_woken() {
     let dir = TempDir::new().unwrap();
     let (store, _) = open(&dir);
-    put(&store, Write::CloseSession(SessionId(0)));
+    let at_rest = || {
+        let again = Instant::now();
+        while !store.handle.shared.signal.is_sleeping() {
+            assert!(again.elapsed() < LONG, "the thread does not rest");
+            std::thread::yield_now();
+        }
+    };
+    at_rest();
     let (done, committed) = callback();
-    // The thread may be on its way to rest and see it; then there is nothing left to wake for.
     store.leave(settle(1, 1, Some(b"frame")), Some(done)).unwrap();
+    assert!(committed.try_recv().is_err() && store.stats().queued_results == 1);
     store.wake();
     assert_eq!(committed.recv_timeout(LONG).unwrap().outbox_seq, Some(1));
+    at_rest();
     let (done, committed) = callback();
     store.leave(settle(2, 1, Some(b"frame")), Some(done)).unwrap();
     // What is submitted after it takes it along.
