@@ -15,7 +15,15 @@ mod journey;
 #[path = "../benches/world/mod.rs"]
 mod world;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use allocation_counter::{AllocationInfo, measure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame as WireFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use utterd::transport::{Connection, Event, Frame, Limits, Outbox, server_socket};
 
 use journey::Journey;
 use world::SECOND_BYTES;
@@ -29,6 +37,8 @@ const BYTES_BESIDE_AUDIO_MAX: u64 = 13_000;
 /// Bytes by which two averages may differ that should be the same: tables free what left them by
 /// and by, and numbers become longer.
 const NOISE_BYTES: u64 = 256;
+/// Bytes a connection at rest may hold, its pipe of this test included: 4,128, and a tenth.
+const RESTING_BYTES_MAX: i64 = 4_600;
 
 /// What so many utterances asked for, each, in blocks and in bytes.
 fn per_utterance(journey: &mut Journey) -> (u64, u64) {
@@ -97,4 +107,58 @@ fn the_thousandth_utterance_asks_for_no_more_than_the_hundredth() {
     println!("behind the hundredth utterance {early:?}, behind the thousandth {late:?}");
     assert!(late.0 <= early.0 + 1, "{} blocks, later {}", early.0, late.0);
     assert!(late.1 <= early.1 + NOISE_BYTES, "{} bytes, later {}", early.1, late.1);
+}
+
+/// Bytes of a message in the test of connections at rest.
+const LONG: usize = 256 * 1024;
+
+/// A connection that has carried a long message each way, and then nothing for so long.
+async fn after_a_long_message(quiet: Duration) -> (Connection<DuplexStream, ()>, DuplexStream) {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let limits = Limits {
+        message_bytes_max: LONG,
+        read_buffer_bytes: 4096,
+        write_buffer_bytes: 4096,
+        outbox_bytes_max: LONG,
+        ping_interval: HOUR,
+        pong_timeout: HOUR,
+        write_progress_timeout: HOUR,
+        first_message_timeout: HOUR,
+        close_timeout: HOUR,
+    };
+    let (near, mut far) = tokio::io::duplex(1024);
+    let outbox = Outbox::new(4, LONG);
+    let mut server = Connection::new(server_socket(near, &limits), limits, Arc::clone(&outbox));
+    let mut said = WireFrame::message(vec![7; LONG], OpCode::Data(Data::Binary), true);
+    said.header_mut().mask = Some([1, 2, 3, 4]);
+    let mut wire = Vec::new();
+    said.format(&mut wire).expect("a vector takes everything");
+    let (_, heard) = tokio::join!(far.write_all(&wire), server.next());
+    assert!(matches!(heard, Event::Binary(_)), "{heard:?}");
+    drop(heard);
+    outbox.push(Frame { text: vec![b'x'; LONG].into(), tag: () }).expect("there is room");
+    let mut answer = vec![0; LONG + 10];
+    let (_, written) = tokio::join!(far.read_exact(&mut answer), server.next());
+    assert_eq!(written, Event::Written(()));
+    assert!(timeout(quiet, server.next()).await.is_err(), "nothing else passes");
+    (server, far)
+}
+
+/// Bytes such a connection holds then.
+fn held(quiet: Duration) -> i64 {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
+    let mut kept = None;
+    let held = measure(|| kept = Some(runtime.block_on(after_a_long_message(quiet))));
+    drop(kept);
+    held.bytes_current
+}
+
+#[test]
+fn a_connection_at_rest_holds_no_buffers() {
+    let busy = held(Duration::from_millis(1));
+    let resting = held(Duration::from_secs(3));
+    println!("a connection holds {busy} bytes behind two long messages, {resting} at rest");
+    assert!(busy > 2 * LONG as i64, "the codec is said to keep its buffers: {busy} bytes");
+    assert!(resting < RESTING_BYTES_MAX, "{resting} bytes");
 }

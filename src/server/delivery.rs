@@ -1,6 +1,7 @@
 //! What a session has its client told, kept and confirmed: the effects of the core on socket and
 //! disk.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,13 @@ const REPLAY_FRAMES: usize = 8;
 /// Bytes waiting for one client beyond which it is told nothing that it can do without.
 const REMARK_BYTES_MAX: usize = 1 << 20;
 
+/// What a session has to wait for before anything else of it is performed. Boxed, for it is rare,
+/// and a session at rest is not to pay for it.
+pub(super) type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 impl SessionTask {
-    pub(super) async fn perform_one(&mut self, effect: Effect, now: Now) {
+    /// Performs an effect, or begins to: the rest is to be waited for.
+    pub(super) fn perform_one(&mut self, effect: Effect, now: Now) -> Option<Wait> {
         let metrics = &self.shared.metrics;
         match effect {
             Effect::Send(text, None) => self.push(Frame { text, tag: SessionTag::Plain }),
@@ -42,8 +48,8 @@ impl SessionTask {
             Effect::Acknowledged(through) => self.confirmed(through),
             Effect::Forfeit(through_seq) => self.forfeit(through_seq),
             Effect::Submit(cutting) => self.submit(*cutting, now),
-            Effect::Record { index, job, frame } => self.record(index, job, frame).await,
-            Effect::Refuse(refused) => self.keep_refusal(*refused, now).await,
+            Effect::Record { index, job, frame } => return self.record(index, job, frame),
+            Effect::Refuse(refused) => return self.keep_refusal(*refused, now),
             Effect::Cancel(jobs) => self.cancel(jobs, now),
             Effect::EndTurn(turn) => {
                 if let Some(open) = &self.open {
@@ -68,6 +74,7 @@ impl SessionTask {
             Effect::Farewell(text, owed) => self.farewell(text, owed),
             Effect::Ended => self.forget_session(),
         }
+        None
     }
 
     /// Sends what the client must have; one that does not read loses its connection.
@@ -173,46 +180,57 @@ impl SessionTask {
     }
 
     /// Keeps the last word on a job; the client is told when that is done.
-    async fn record(&mut self, index: u64, id: JobId, frame: Bytes) {
-        let Some(open) = &mut self.open else { return };
-        let Some(job) = open.settled.remove(&id) else { return };
+    fn record(&mut self, index: u64, id: JobId, frame: Bytes) -> Option<Wait> {
+        let open = self.open.as_mut()?;
+        let job = open.settled.remove(&id)?;
         let mailbox = Arc::clone(&open.handle);
         if self.shared.store.is_none() {
             // Nothing to wait for.
             mailbox.deliver(Mail::News(News::Durable { job: id, seq: None }));
         }
-        let mut done: Option<Done> = Some(when_kept(&self.shared, &job, move |committed| {
+        let done: Done = when_kept(&self.shared, &job, move |committed| {
             let seq = committed.outbox_seq;
             mailbox.deliver(Mail::News(News::Durable { job: id, seq }));
-        }));
-        // A full lane means that results come faster than the disk takes them: this session waits.
-        while let Err(back) = record(&self.shared, &job, Some(frame.clone()), done.take()) {
-            done = back;
-            tokio::time::sleep(STORE_RETRY).await;
-        }
+        });
         debug!(job = %id, index, "outcome on its way to the disk");
+        let mut done = record(&self.shared, &job, Some(frame.clone()), Some(done)).err()?;
+        let shared = Arc::clone(&self.shared);
+        // A full lane means that results come faster than the disk takes them: this session waits.
+        Some(Box::pin(async move {
+            loop {
+                tokio::time::sleep(STORE_RETRY).await;
+                match record(&shared, &job, Some(frame.clone()), done) {
+                    Ok(()) => return,
+                    Err(back) => done = back,
+                }
+            }
+        }))
     }
 
     /// Keeps that an utterance was refused; the client is told when that is done.
-    async fn keep_refusal(&mut self, refused: Refused, now: Now) {
+    fn keep_refusal(&mut self, refused: Refused, now: Now) -> Option<Wait> {
         let Refused { index, job, code, why, chunks, frame } = refused;
-        let (Some(store), Some(open)) = (&self.shared.store, &self.open) else { return };
+        let (store, open) = (self.shared.store.as_ref()?, self.open.as_ref()?);
         let mailbox = Arc::clone(&open.handle);
         let place = (mailbox.id, index);
         let terminal = TerminalRow::refusal(job, place, (code.as_str(), why), now.unix_ms);
-        let mut done: Option<Done> = Some(Box::new(move |committed| {
+        let done: Done = Box::new(move |committed| {
             let seq = committed.outbox_seq;
             mailbox.deliver(Mail::News(News::Durable { job, seq }));
-        }));
+        });
         let (terminal, refused) = (Box::new(terminal), Some(chunks));
-        let mut write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
-        while let Err(back) = store.submit(write, done) {
-            if back.why == Why::Stopped {
-                return;
+        let write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
+        let mut back = store.submit(write, Some(done)).err()?;
+        let store = store.clone();
+        Some(Box::pin(async move {
+            while back.why == Why::Full {
+                tokio::time::sleep(STORE_RETRY).await;
+                match store.submit(back.write, back.done) {
+                    Ok(()) => return,
+                    Err(again) => back = again,
+                }
             }
-            (write, done) = (back.write, back.done);
-            tokio::time::sleep(STORE_RETRY).await;
-        }
+        }))
     }
 
     /// The socket took a frame.

@@ -480,7 +480,11 @@ fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
     let outbox = Outbox::new(frames_max, limits.outbox_bytes_max);
     tokio::spawn(async move {
         match socket.await {
-            Ok(socket) => run(Connection::new(socket, limits, Arc::clone(&outbox)), outbox).await,
+            // A task of its own again, which does not carry what the upgrade needed.
+            Ok(socket) => {
+                let connection = Connection::new(socket, limits, Arc::clone(&outbox));
+                drop(tokio::spawn(run(connection, outbox)));
+            }
             Err(error) => debug!(%peer, %error, "a peer left during the upgrade"),
         }
     });

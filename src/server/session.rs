@@ -95,6 +95,7 @@ impl SessionTask {
         async move { self.live().await }
     }
 
+    /// What happens seldom is boxed here and below: a session at rest does not pay for it.
     async fn live(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut closing = shared.closing.subscribe();
@@ -117,7 +118,6 @@ impl SessionTask {
                     draining = true;
                     self.drain(until).await;
                 }
-                // Boxed, as all that happens seldom: a session at rest does not pay for it.
                 () = going_down(&mut closing) => return Box::pin(self.go_down()).await,
             }
             self.read_mail().await;
@@ -133,7 +133,7 @@ impl SessionTask {
             Arrival::Binary(_) => self.refuse("binary", None),
             Arrival::Written(tag) => self.written(tag).await,
             Arrival::Pong(payload) => self.ponged(&payload).await,
-            Arrival::Closed(gone) => self.lost(&gone).await,
+            Arrival::Closed(gone) => Box::pin(self.lost(&gone)).await,
         }
     }
 
@@ -220,7 +220,7 @@ impl SessionTask {
         };
         self.shared.metrics.frames_in.with_label_values(&["session", kind]).inc();
         match request {
-            Request::Init(init) => self.init(*init, &frame).await,
+            Request::Init(init) => Box::pin(self.init(*init, &frame)).await,
             Request::Resume(resume) => self.resume(*resume),
             request if self.open.is_some() => self.input(Input::Request(request)).await,
             _ => {
@@ -376,7 +376,9 @@ impl SessionTask {
     async fn perform(&mut self, now: Now) {
         while !self.effects.is_empty() {
             for effect in std::mem::take(&mut self.effects) {
-                self.perform_one(effect, now).await;
+                if let Some(wait) = self.perform_one(effect, now) {
+                    wait.await;
+                }
             }
         }
         if let Some(open) = &self.open {

@@ -1,14 +1,16 @@
 //! A byte stream that counts what passes.
 //!
 //! It sits between the WebSocket codec and the socket, because only there is the truth visible:
-//! that a peer reads slowly but does read, or that it lives although no whole message has arrived
-//! yet.
+//! that a peer reads slowly but does read, that it lives although no whole message has arrived yet,
+//! or that a message has arrived whole.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frames::Frames;
 
 /// Passes everything through to `S` and counts the bytes of both directions.
 #[derive(Debug)]
@@ -18,12 +20,19 @@ pub struct Counted<S> {
     bytes_in: u64,
     /// Bytes the socket has taken so far.
     bytes_out: u64,
+    /// What came from the peer, frame by frame.
+    frames_in: Frames,
 }
 
 impl<S> Counted<S> {
-    /// Counts from zero.
+    /// Counts from zero, and expects the beginning of a WebSocket frame.
     pub fn new(inner: S) -> Self {
-        Self { inner, bytes_in: 0, bytes_out: 0 }
+        Self { inner, bytes_in: 0, bytes_out: 0, frames_in: Frames::default() }
+    }
+
+    /// Whether all that came from the peer so far is whole WebSocket messages.
+    pub fn is_between_messages(&self) -> bool {
+        self.frames_in.between_messages()
     }
 
     /// Bytes read from the peer so far.
@@ -45,7 +54,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-        self.bytes_in += (buffer.filled().len() - before) as u64;
+        let came = &buffer.filled()[before..];
+        self.bytes_in += came.len() as u64;
+        self.frames_in.pass(came);
         Poll::Ready(Ok(()))
     }
 }

@@ -26,18 +26,17 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
-use super::counted::Counted;
 use super::listen::Listen;
+use super::socket::WebSocket;
 use super::websocket::{Limits, server_socket};
 
 /// Every answer is whole before it is sent.
 pub type Body = Full<Bytes>;
 
 /// A WebSocket that began as an HTTP request.
-pub type Socket = WebSocketStream<Counted<TokioIo<Upgraded>>>;
+pub type Socket = WebSocket<TokioIo<Upgraded>>;
 
 /// The answer to send, and what becomes the socket once it has been sent.
 pub type Agreed<F> = (Response<Body>, F);
@@ -294,7 +293,7 @@ pub fn upgrade(
     let agreed = check_upgrade(request)?.map(|()| Body::default());
     let upgraded = hyper::upgrade::on(request);
     let limits = limits.clone();
-    let socket = async move { Ok(server_socket(TokioIo::new(upgraded.await?), &limits).await) };
+    let socket = async move { Ok(server_socket(TokioIo::new(upgraded.await?), &limits)) };
     Ok((agreed, socket))
 }
 

@@ -7,14 +7,16 @@
 //! It refuses to know who the peers are, what they say, and what to do about it.
 
 mod counted;
+mod frames;
 mod http;
 mod listen;
 mod outbox;
+mod socket;
 mod websocket;
 
-pub use counted::Counted;
 pub use http::{Agreed, Body, House, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
+pub use socket::WebSocket;
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

@@ -18,22 +18,21 @@ use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame as WireFrame};
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Utf8Bytes, error::CapacityError};
 
-use super::counted::Counted;
 use super::outbox::Outbox;
+use super::socket::WebSocket;
 
 /// What one connection may cost and how long its peer may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Largest incoming message, and largest single frame of one, in bytes. Beyond it: close 1009.
     pub message_bytes_max: usize,
-    /// Read buffer, allocated when the connection starts and kept, in bytes.
+    /// Read buffer while the connection is not at rest, in bytes.
     pub read_buffer_bytes: usize,
     /// Outgoing bytes gathered before they are given to the socket without waiting for a flush.
     pub write_buffer_bytes: usize,
@@ -109,6 +108,8 @@ impl Gone {
     }
 }
 
+/// A connection on which nothing has passed for once to twice this gives its buffers back.
+const REST_AFTER: Duration = Duration::from_secs(1);
 /// Frames taken from the outbox before they are flushed; also bounds the tags waiting for
 /// `Written`.
 const BATCH_FRAMES: usize = 64;
@@ -135,12 +136,11 @@ pub fn websocket_config(limits: &Limits) -> WebSocketConfig {
 }
 
 /// Wraps a byte stream whose handshake is done as the server's end of a WebSocket.
-pub async fn server_socket<S>(io: S, limits: &Limits) -> WebSocketStream<Counted<S>>
+pub fn server_socket<S>(io: S, limits: &Limits) -> WebSocket<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let config = websocket_config(limits);
-    WebSocketStream::from_raw_socket(Counted::new(io), Role::Server, Some(config)).await
+    WebSocket::new(io, websocket_config(limits))
 }
 
 /// One WebSocket, owned by one task.
@@ -156,7 +156,7 @@ where
 /// `Handshake` and `Drain` give way to `Done` at the latest after `Limits::close_timeout`. `Done`
 /// reports what is still to be reported; `Over` is silent for ever.
 pub struct Connection<S, T> {
-    stream: WebSocketStream<Counted<S>>,
+    stream: WebSocket<S>,
     limits: Limits,
     outbox: Arc<Outbox<T>>,
     phase: Phase,
@@ -180,6 +180,10 @@ pub struct Connection<S, T> {
     heard_bytes: u64,
     /// When the silent peer was pinged.
     pinged_at: Option<Instant>,
+    /// When to look whether anything has passed, if the socket is not at rest.
+    rest_due: Instant,
+    /// `Counted::bytes_in` and `bytes_out` when that was last looked at.
+    passed: (u64, u64),
     /// When the first message must have come; none once it has.
     first_message_due: Option<Instant>,
     /// The owner wants no more messages for now.
@@ -272,11 +276,7 @@ impl<S, T> Connection<S, T> {
     ///
     /// # Panics
     /// If the outbox can hold a frame that `Limits` have no room for, or outside a tokio runtime.
-    pub fn new(
-        stream: WebSocketStream<Counted<S>>,
-        limits: Limits,
-        outbox: Arc<Outbox<T>>,
-    ) -> Self {
+    pub fn new(stream: WebSocket<S>, limits: Limits, outbox: Arc<Outbox<T>>) -> Self {
         assert!(outbox.bytes_max() <= limits.outbox_bytes_max, "a frame might never fit");
         let now = Instant::now();
         Self {
@@ -293,6 +293,8 @@ impl<S, T> Connection<S, T> {
             heard_at: now,
             heard_bytes: 0,
             pinged_at: None,
+            rest_due: now,
+            passed: (0, 0),
             first_message_due: now.checked_add(limits.first_message_timeout),
             paused: false,
             reads_first: false,
@@ -346,7 +348,8 @@ impl<S, T> Connection<S, T> {
                 } else {
                     (self.silence_due(), self.first_message_due)
                 };
-                [stall, broken, silence, first].into_iter().flatten().min()
+                let rest = self.stream.is_awake().then_some(self.rest_due);
+                [stall, broken, silence, first, rest].into_iter().flatten().min()
             }
         }
     }
@@ -420,12 +423,12 @@ where
 
     /// Bytes received so far, as the socket saw them.
     pub fn bytes_in(&self) -> u64 {
-        self.stream.get_ref().bytes_in()
+        self.stream.io().bytes_in()
     }
 
     /// Bytes the socket has taken so far.
     pub fn bytes_out(&self) -> u64 {
-        self.stream.get_ref().bytes_out()
+        self.stream.io().bytes_out()
     }
 
     /// `next` for those who poll.
@@ -469,6 +472,9 @@ where
             }
             // Reading may have left a pong to send.
             self.flush(context)?;
+            if self.stream.rest_if_small() {
+                continue;
+            }
             if let Some(written) = self.take_written() {
                 return Poll::Ready(Ok(written));
             }
@@ -623,6 +629,9 @@ where
         {
             return Err(End::silently(Gone::Io(text.clone())));
         }
+        if passed(Some(self.rest_due)) {
+            self.rest_if_quiet(now);
+        }
         if self.paused {
             return Ok(());
         }
@@ -638,6 +647,16 @@ where
         }
         // A stalled write is judged where it is tried again, which is next.
         Ok(())
+    }
+
+    /// Gives the buffers back if nothing has passed since this was last asked.
+    fn rest_if_quiet(&mut self, now: Instant) {
+        let passed = (self.bytes_in(), self.bytes_out());
+        if passed == self.passed {
+            self.stream.rest();
+        }
+        self.passed = passed;
+        self.rest_due = now + REST_AFTER;
     }
 
     fn start_ending(&mut self, end: End) {
@@ -689,7 +708,7 @@ where
 
     /// Drops bytes until the peer has closed its side, having been told that ours is closed.
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let io = self.stream.get_mut();
+        let io = self.stream.io_mut();
         if ready!(Pin::new(&mut *io).poll_shutdown(context)).is_err() {
             return Poll::Ready(());
         }

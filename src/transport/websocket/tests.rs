@@ -9,6 +9,8 @@ use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
 use crate::transport::{Frame, Refusal};
@@ -38,7 +40,7 @@ fn limits() -> Limits {
 async fn bare_pair(pipe: usize, limits: Limits) -> (Server, Arc<Outbox<u32>>, DuplexStream) {
     let (near, far) = duplex(pipe);
     let outbox = Outbox::new(1024, limits.outbox_bytes_max);
-    let socket = server_socket(near, &limits).await;
+    let socket = server_socket(near, &limits);
     (Connection::new(socket, limits, Arc::clone(&outbox)), outbox, far)
 }
 
@@ -105,7 +107,7 @@ fn an_outbox_beyond_the_limits_is_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let outbox: Arc<Outbox<u32>> = Outbox::new(1, limits().outbox_bytes_max + 1);
-        let socket = server_socket(near, &limits()).await;
+        let socket = server_socket(near, &limits());
         Connection::new(socket, limits(), outbox)
     });
 }
@@ -367,7 +369,7 @@ async fn a_message_too_large_is_answered_1009_even_over_tcp() {
     let dialled = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, _) = listener.accept().await.unwrap();
     let outbox: Arc<Outbox<u32>> = Outbox::new(1, 1);
-    let socket = server_socket(accepted, &limits()).await;
+    let socket = server_socket(accepted, &limits());
     let mut server = Connection::new(socket, limits(), outbox);
     let task = tokio::spawn(async move { server.next().await });
     let mut client = WebSocketStream::from_raw_socket(dialled, Role::Client, None).await;
@@ -673,6 +675,65 @@ async fn pings_of_the_peer_are_answered() {
     assert_eq!(pong, Message::Pong(Bytes::from_static(b"you there?")));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_quiet_connection_gives_its_buffers_back_and_loses_nothing() {
+    let (mut server, outbox, mut client) = pair(WIDE, limits()).await;
+    for round in 0..3 {
+        client.send(Message::binary(vec![round; 8 * 1024])).await.unwrap();
+        assert_eq!(server.next().await, Event::Binary(vec![round; 8 * 1024].into()));
+        assert!(server.stream.is_awake(), "a codec has read this");
+        assert!(timeout(3 * SECOND, server.next()).await.is_err(), "nothing more was sent");
+        assert!(!server.stream.is_awake(), "nothing passed for three seconds");
+        push(&outbox, "x".repeat(4096), 7);
+        assert_eq!(server.next().await, Event::Written(7));
+        assert_eq!(client.next().await.unwrap().unwrap(), text(&"x".repeat(4096)));
+        assert!(timeout(3 * SECOND, server.next()).await.is_err(), "nothing more was queued");
+        assert!(!server.stream.is_awake(), "nothing passed for three seconds");
+    }
+    client.close(None).await.unwrap();
+    assert_eq!(server.next().await, Event::Closed(Gone::ByPeer { code: None }));
+}
+
+/// Whatever of a message is missing, the part that came is kept for as long as it takes.
+#[tokio::test(start_paused = true)]
+async fn half_a_message_outlasts_any_silence() {
+    let whole = masked(0x82, &[5; 100]);
+    let pieces = [masked(0x02, &[5; 60]), masked(0x89, b"ping"), masked(0x80, &[5; 40])].concat();
+    for wire in [whole, pieces] {
+        for cut in 1..wire.len() {
+            let (mut server, _outbox, mut far) = bare_pair(WIDE, limits()).await;
+            far.write_all(&wire[..cut]).await.unwrap();
+            assert!(timeout(5 * SECOND, server.next()).await.is_err(), "half of it is no event");
+            far.write_all(&wire[cut..]).await.unwrap();
+            assert_eq!(server.next().await, Event::Binary(vec![5; 100].into()), "cut at {cut}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_before_a_pause_is_kept() {
+    let (mut server, _outbox, mut far) = bare_pair(WIDE, limits()).await;
+    let both = [masked(0x82, b"one"), masked(0x82, b"two")].concat();
+    far.write_all(&both).await.unwrap();
+    assert_eq!(server.next().await, Event::Binary(Bytes::from_static(b"one")));
+    server.pause_reading(true);
+    assert!(timeout(3 * SECOND, server.next()).await.is_err(), "paused");
+    server.pause_reading(false);
+    assert_eq!(server.next().await, Event::Binary(Bytes::from_static(b"two")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_slow_peer_has_not_taken_is_kept() {
+    let (mut server, outbox, mut far) = bare_pair(16, limits()).await;
+    push(&outbox, "x".repeat(20), 7);
+    let mut seen = Vec::new();
+    for _ in 0..22 {
+        assert!(timeout(3 * SECOND, server.next()).await.is_err() || seen.len() >= 6);
+        seen.push(far.read_u8().await.unwrap());
+    }
+    assert_eq!(seen, [[0x81, 20].as_slice(), &[b'x'; 20]].concat());
+}
+
 /// Readable to its end, but every write fails: a peer that sent its last words and went away.
 struct HalfDead(io::Cursor<Vec<u8>>);
 
@@ -705,7 +766,7 @@ async fn last_words_are_heard_although_writing_fails() {
     let words = [masked(0x81, b"last"), masked(0x81, b"words")].concat();
     let outbox = Outbox::new(10, 100);
     push(&outbox, "to nobody", 1);
-    let socket = server_socket(HalfDead(io::Cursor::new(words)), &limits()).await;
+    let socket = server_socket(HalfDead(io::Cursor::new(words)), &limits());
     let mut server = Connection::new(socket, limits(), Arc::clone(&outbox));
     assert_eq!(server.next().await, Event::Text("last".into()));
     assert!(outbox.is_closed());
