@@ -197,7 +197,7 @@ section! {
         node_outbox_frames_max: usize = 4_096, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one node.
         node_outbox_bytes_max: usize = 67_108_864, "bytes", from_to(4 * KIB, 4 * GIB);
-        /// Read buffer of one session's connection; times connections, this is memory at rest.
+        /// Read buffer of one session's connection while something passes; at rest it has none.
         session_read_buffer_bytes: usize = 4_096, "bytes", from_to(KIB, 16 * MIB);
         /// Read buffer of one node's connection.
         node_read_buffer_bytes: usize = 16_384, "bytes", from_to(KIB, 16 * MIB);
