@@ -151,7 +151,13 @@ impl Disk {
         let end = |write: &Write| match write {
             Write::AcceptJob { row, .. } => {
                 let terminal = Box::new(terminal_row(row.id, row.spec.utterance_index));
-                Write::SettleJob { terminal, outbox: None, dead: false, refused: None }
+                Write::SettleJob {
+                    terminal,
+                    outbox: None,
+                    heard: Vec::new(),
+                    dead: false,
+                    refused: None,
+                }
             }
             other => panic!("not a job: {other:?}"),
         };
@@ -177,7 +183,13 @@ fn groups(criterion: &mut Criterion) {
             let (id, index) = (row.id, row.spec.utterance_index);
             disk.commit(vec![write]);
             let terminal = Box::new(terminal_row(id, index));
-            let write = Write::SettleJob { terminal, outbox: None, dead: false, refused: None };
+            let write = Write::SettleJob {
+                terminal,
+                outbox: None,
+                heard: Vec::new(),
+                dead: false,
+                refused: None,
+            };
             disk.commit(vec![write]);
             let stored = disk.engine.reader().terminal(id).expect("readable");
             assert_eq!(stored, Some(terminal_row(id, index)), "what was committed is there");

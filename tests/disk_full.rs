@@ -80,6 +80,7 @@ fn accept(id: u128) -> Write {
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        audience: None,
     };
     let (id, audio) = (JobId(id), Audio::Raw(Bytes::from(vec![id as u8; 20_000])));
     let row = JobRow {
@@ -108,7 +109,13 @@ fn settle(id: u128) -> Write {
         explanation: Vec::new(),
     };
     let outbox = Some(Bytes::from(vec![id as u8; 1_000]));
-    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: false, refused: None }
+    Write::SettleJob {
+        terminal: Box::new(terminal),
+        outbox,
+        heard: Vec::new(),
+        dead: false,
+        refused: None,
+    }
 }
 
 /// What was said to be durable.

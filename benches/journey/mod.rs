@@ -165,7 +165,7 @@ impl Journey {
         match effect {
             Effect::Submit(cutting) => self.submit(*cutting),
             Effect::Record { job, frame, .. } => {
-                self.last_word = frame;
+                self.last_word = frame.expect("its speaker hears of it");
                 self.seq += 1;
                 let known = self.world.scheduler.job(job).expect("it has only just ended");
                 self.world.scheduler.kept(&known, &mut self.job_effects);
@@ -207,7 +207,7 @@ impl Journey {
                 let answer = Answer::Result(result.expect("it succeeded"));
                 let network = NetworkTimings::default();
                 let (index, job, elapsed_ms) = (job.spec.utterance_index, job.id, 400);
-                let news = News::Settled { index, job, answer, elapsed_ms, network };
+                let news = News::Settled { index, job, answer, elapsed_ms, network, others: None };
                 self.tell(Input::News(news));
             }
             job::Effect::Accept(..) | job::Effect::AckResult { .. } => {}

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::http::get_json;
 use super::{Failure, Outcome, code, runtime, say};
 use crate::protocol::JobId;
-use crate::server::explain_ended;
+use crate::server::{explain_ended, room_json};
 use crate::store::{JobView, open_read_only};
 
 /// Rows read from a closed database.
@@ -26,6 +26,8 @@ enum What {
     Pools,
     /// Sessions.
     Sessions,
+    /// Rooms and who is in them.
+    Rooms,
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +56,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                 What::Nodes => "/api/v1/nodes".to_owned(),
                 What::Pools => "/api/v1/pools".to_owned(),
                 What::Sessions => "/api/v1/sessions".to_owned(),
+                What::Rooms => "/api/v1/rooms".to_owned(),
             };
             runtime()?.block_on(get_json(&args.server, &path))?
         }
@@ -93,6 +96,7 @@ fn from_database(dir: &Path, args: &Args) -> Result<Value, Failure> {
             let config: Value = serde_json::from_str(&row.text).unwrap_or_default();
             json!({"config_version": row.version, "config": config})
         }),
+        What::Rooms => store.rooms().map_err(unusable)?.iter().map(room_json).collect(),
         What::Sessions => store
             .sessions()
             .map_err(unusable)?

@@ -35,6 +35,8 @@ pub struct Config {
     pub segmenter: Segmenter,
     /// Speakers and the order of their results.
     pub session: Session,
+    /// Rooms and their members.
+    pub room: Room,
     /// Units of work and their deadlines.
     pub job: Job,
     /// The machines behind, and when they are trusted.
@@ -91,10 +93,10 @@ impl Config {
 
     /// Every section but the pools. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 8] {
-        let Config { server, transport, segmenter, session, job, node, store, log, pools: _ } =
+    fn sections(&mut self) -> [&mut dyn Section; 9] {
+        let Self { server, transport, segmenter, session, room, job, node, store, log, pools: _ } =
             self;
-        [server, transport, segmenter, session, job, node, store, log]
+        [server, transport, segmenter, session, room, job, node, store, log]
     }
 }
 
@@ -276,6 +278,27 @@ choices! {
         Durable = "durable",
         /// At once; it is written down behind. A crash may lose the last ones.
         Fast = "fast",
+    }
+}
+
+/// Most members a room can be allowed.
+pub const ROOM_MEMBERS_MAX: usize = 1_000;
+
+section! {
+    /// Rooms, in which everybody hears what is said in their own language.
+    Room in "room" {
+        /// Rooms at once; further ones are refused.
+        rooms_max: usize = 10_000, "rooms", from_to(1, 500_000);
+        /// Members of one room.
+        members_max: usize = 50, "members", from_to(2, ROOM_MEMBERS_MAX as u64);
+        /// Languages heard in one room: each utterance becomes as many jobs.
+        languages_max: usize = 8, "languages", from_to(1, 32);
+        /// How long a room stays in which nobody speaks.
+        expire_ms: u64 = 1_800_000, "ms", from_to(1_000, DAY_MS);
+        /// How long a room stays whose last member was lost.
+        empty_ms: u64 = 120_000, "ms", from_to(0, DAY_MS);
+        /// Texts kept for those who come later; one utterance has one for each language.
+        history_max: usize = 200, "texts", from_to(0, 10_000);
     }
 }
 

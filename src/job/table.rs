@@ -273,6 +273,11 @@ impl Speaker {
         }
     }
 
+    /// Whether it has no unfinished job.
+    pub fn is_idle(&self) -> bool {
+        self.open.load(SeqCst) == 0
+    }
+
     /// The latest turn gets no further job.
     pub fn close_turn(&self) {
         if let Some(turn) = self.turn.load_full() {
@@ -414,36 +419,10 @@ pub(super) fn required_pairs(spec: &JobSpec) -> Box<[Pair]> {
 }
 
 #[cfg(test)]
-pub(in crate::job) mod tests {
+mod tests {
     use super::*;
-    use crate::protocol::job::{Cut, FeatureFlags, Pipeline};
-
-    pub(in crate::job) fn spec(src: &str, tgt: &str) -> JobSpec {
-        JobSpec {
-            session: SessionId(1),
-            utterance_index: 0,
-            turn: TurnId(1),
-            tenant: None,
-            src: src.parse().unwrap(),
-            tgt: tgt.parse().unwrap(),
-            dialect: None,
-            mode: None,
-            lang_a: None,
-            lang_b: None,
-            auto_langs: None,
-            features: None,
-            pipeline: Pipeline::default(),
-            audio_format: "pcm16".into(),
-            sample_rate: 16_000,
-            audio_ms: 1_000,
-            trace_id: "t".into(),
-            padding_ms: None,
-            cut: Cut::Manual,
-            streaming_asr: true,
-            partial_interval_ms: 1_000,
-            client_sent_ms: None,
-        }
-    }
+    use crate::protocol::job::FeatureFlags;
+    use crate::protocol::job::samples::spec;
 
     fn pairs(spec: &JobSpec) -> String {
         required_pairs(spec).iter().map(Pair::to_string).collect::<Vec<_>>().join(" ")

@@ -52,6 +52,31 @@ impl FromStr for SessionId {
     }
 }
 
+/// The number by which a room is joined: six decimal digits, the first of them not 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
+pub struct RoomCode(pub u32);
+text_form!(RoomCode);
+
+impl RoomCode {
+    /// All codes there are.
+    pub const ALL: std::ops::RangeInclusive<u32> = 100_000..=999_999;
+}
+
+impl fmt::Display for RoomCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:06}", self.0)
+    }
+}
+
+impl FromStr for RoomCode {
+    type Err = BadId;
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        let digits = text.len() == 6 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let code = text.parse().ok().filter(|code| digits && Self::ALL.contains(code));
+        code.map(Self).ok_or(BadId("room code"))
+    }
+}
+
 /// One unit of work, the same through all its attempts: `job-` and a lower-case UUID.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Encode, Decode)]
 pub struct JobId(pub u128);
@@ -90,6 +115,15 @@ impl TurnId {
     /// A new id (UUID version 4).
     pub fn fresh(random: u128) -> Self {
         Self(uuid::Builder::from_random_bytes(random.to_be_bytes()).into_uuid().as_u128())
+    }
+
+    /// The same stretch of speech for listeners of a language, where it is a turn of its own.
+    pub fn into_lang(self, lang: Lang) -> Self {
+        let mut bytes = [lang.len; 16];
+        bytes[1..].copy_from_slice(&lang.bytes);
+        // Not the bits that tell a random UUID.
+        let mask = 0xffff_ffff_ffff_0fff_3fff_ffff_ffff_ffff;
+        Self(self.0 ^ (u128::from_be_bytes(bytes) & mask))
     }
 }
 
@@ -206,6 +240,18 @@ mod tests {
         let job = JobId(uuid::Uuid::new_v4().as_u128());
         assert_eq!(job.to_string().parse(), Ok(job));
         assert_eq!("zh:en".parse::<Pair>().unwrap().to_string(), "zh:en");
+        assert_eq!("100000".parse::<RoomCode>().unwrap().to_string(), "100000");
+    }
+
+    #[test]
+    fn a_turn_has_another_id_in_each_language() {
+        let turn = TurnId::fresh(u128::MAX / 3);
+        let ids = ["de", "ed", "d"].map(|tag| turn.into_lang(tag.parse().unwrap()));
+        assert!(ids.iter().all(|id| *id != turn));
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+        let uuid = uuid::Uuid::from_u128(ids[0].0);
+        assert_eq!(uuid.get_version_num(), 4);
+        assert_eq!(ids[0].into_lang("de".parse().unwrap()), turn);
     }
 
     #[test]
@@ -219,9 +265,13 @@ mod tests {
             "\u{4f60}:\u{597d}",
             "s-GGGGGGGGGGGGGGGG",
             "s-+123456789ABCDE",
+            "099999",
+            "+12345",
+            "1000000",
         ] {
             assert!(text.parse::<JobId>().is_err());
             assert!(text.parse::<Pair>().is_err());
+            assert!(text.parse::<RoomCode>().is_err());
             assert!(text.parse::<SessionId>().is_err() || text.starts_with("s-+"));
         }
         assert!("a-tag-far-too-long".parse::<Lang>().is_err());

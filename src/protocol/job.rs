@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Lang, SessionId, TurnId};
+use super::ids::{Lang, RoomCode, SessionId, TurnId};
 
 /// Why an utterance ended where it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
@@ -201,6 +201,42 @@ pub struct JobSpec {
     pub partial_interval_ms: u64,
     /// Client clock at the utterance's first chunk, Unix milliseconds, if the client said.
     pub client_sent_ms: Option<i64>,
+    /// Who hears the result beside the speaker, if it was said in a room.
+    pub audience: Option<Box<Audience>>,
+}
+
+impl JobSpec {
+    /// Whether its end is what the speaker waits for. Of an utterance that is said in several
+    /// languages that is one job; the others are for listeners alone.
+    pub fn is_primary(&self) -> bool {
+        self.audience.as_ref().is_none_or(|audience| audience.primary)
+    }
+}
+
+/// Who hears the result of a job, beside the speaker or instead.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Audience {
+    /// The room it was said in.
+    pub room: RoomCode,
+    /// The speaker's seat in it, from 1: tells utterances of several speakers apart.
+    pub seat: u32,
+    /// Of the jobs of the utterance this is the one whose end the speaker waits for.
+    pub primary: bool,
+    /// The speaker's session asked for this language.
+    pub wanted: bool,
+    /// Who hears the translation.
+    pub listeners: Vec<SessionId>,
+    /// Who reads what was said, because it was said in their language.
+    pub readers: Vec<SessionId>,
+}
+
+/// A frame about the end of a job, for others than its speaker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Who.
+    pub listeners: Vec<SessionId>,
+    /// The frame.
+    pub frame: Bytes,
 }
 
 /// The audio of one job: as it came (base64, untouched) or as it was cut (bytes).
@@ -243,6 +279,42 @@ impl Audio {
                 Cow::Owned(base64_simd::STANDARD.decode_to_vec(b).unwrap_or_default())
             }
             Audio::Raw(b) => Cow::Borrowed(b),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod samples {
+    //! Jobs for tests, here and elsewhere.
+
+    use super::*;
+
+    /// A second of speech.
+    pub(crate) fn spec(src: &str, tgt: &str) -> JobSpec {
+        JobSpec {
+            session: SessionId(1),
+            utterance_index: 0,
+            turn: TurnId(1),
+            tenant: None,
+            src: src.parse().unwrap(),
+            tgt: tgt.parse().unwrap(),
+            dialect: None,
+            mode: None,
+            lang_a: None,
+            lang_b: None,
+            auto_langs: None,
+            features: None,
+            pipeline: Pipeline::default(),
+            audio_format: "pcm16".into(),
+            sample_rate: 16_000,
+            audio_ms: 1_000,
+            trace_id: "t".into(),
+            padding_ms: None,
+            cut: Cut::Manual,
+            streaming_asr: true,
+            partial_interval_ms: 1_000,
+            client_sent_ms: None,
+            audience: None,
         }
     }
 }

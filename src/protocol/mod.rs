@@ -11,9 +11,10 @@ pub mod job;
 mod lenient;
 pub mod limits;
 pub mod node;
+pub mod room;
 mod scan;
 pub mod session;
 mod splice;
 
 pub use error::{DecodeError, ErrorCode};
-pub use ids::{JobId, Lang, NodeId, Pair, SessionId, TurnId};
+pub use ids::{JobId, Lang, NodeId, Pair, RoomCode, SessionId, TurnId};

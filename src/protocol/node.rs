@@ -612,7 +612,7 @@ impl Command {
 struct JobAssign<'a> {
     job_id: JobId,
     attempt_id: u32,
-    session_id: SessionId,
+    session_id: Spoken,
     utterance_index: u64,
     src_lang: Lang,
     tgt_lang: Lang,
@@ -645,13 +645,39 @@ struct JobAssign<'a> {
     turn_id: TurnId,
 }
 
+/// A session as nodes know it. A node does one utterance of a session once, so where it is said in
+/// several languages each but the one the session asked for has a session of its own there, the
+/// same for all utterances.
+struct Spoken {
+    session: SessionId,
+    derived: Option<Lang>,
+}
+
+impl std::fmt::Display for Spoken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.session)?;
+        self.derived.map_or(Ok(()), |lang| write!(f, ".{lang}"))
+    }
+}
+
+impl Serialize for Spoken {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The language that tells a session apart on its nodes, if it is not the session's own.
+fn derived_lang(spec: &JobSpec) -> Option<Lang> {
+    spec.audience.as_ref().filter(|audience| !audience.wanted).map(|_| spec.tgt)
+}
+
 /// The frame of `job_assign`: the fields as JSON, the audio moved in as base64.
 pub fn encode_job_assign(job_id: JobId, attempt_id: u32, spec: &JobSpec, audio: &Audio) -> Bytes {
     use super::job::Cut;
     let head = JobAssign {
         job_id,
         attempt_id,
-        session_id: spec.session,
+        session_id: Spoken { session: spec.session, derived: derived_lang(spec) },
         utterance_index: spec.utterance_index,
         src_lang: spec.src,
         tgt_lang: spec.tgt,

@@ -10,6 +10,7 @@ use super::error::{DecodeError, ErrorCode};
 use super::ids::{JobId, Lang, SessionId};
 use super::job::{FeatureFlags, Pipeline};
 use super::node::JobResult;
+use super::room::{self, InRoom, RoomRequest, Signal};
 use super::{lenient, limits, splice};
 
 /// A message from a client.
@@ -35,8 +36,10 @@ pub enum Request {
     Ack(Ack),
     /// A type that only the server sends: parsed, counted, without effect.
     WrongDirection(&'static str),
-    /// A type of rooms, which are not offered: refused in a way that pops up no dialog.
-    NotOffered(&'static str),
+    /// About rooms.
+    Room(RoomRequest),
+    /// For another member of the room.
+    Signal(Box<Signal>),
 }
 
 /// `session_init`.
@@ -265,17 +268,6 @@ const SERVER_TYPES: [&str; 16] = [
     "go_away",
 ];
 
-/// Types of rooms and of calls between their members.
-const ROOM_TYPES: [&str; 7] = [
-    "room_create",
-    "room_join",
-    "room_leave",
-    "room_raw_voice_preference",
-    "webrtc_offer",
-    "webrtc_answer",
-    "webrtc_ice",
-];
-
 /// Decodes one text frame.
 pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
     // A frame is either small, or long because of its one audio field; the field's name differs
@@ -310,11 +302,16 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
         "session_resume" => Ok(Request::Resume(Box::new(parse(frame)?))),
         "ack" => Ok(Request::Ack(parse(frame)?)),
         other => {
-            let known = |types: &[&'static str]| types.iter().copied().find(|t| *t == other);
-            if let Some(kind) = known(&ROOM_TYPES) {
-                return Ok(Request::NotOffered(kind));
+            if frame.len() > limits::HEAD_BYTES_MAX {
+                return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
             }
-            match known(&SERVER_TYPES) {
+            if let Some(request) = room::decode(other, frame)? {
+                return Ok(Request::Room(request));
+            }
+            if let Some(signal) = room::decode_signal(other, frame)? {
+                return Ok(Request::Signal(signal));
+            }
+            match SERVER_TYPES.iter().find(|kind| **kind == other) {
                 Some(kind) => Ok(Request::WrongDirection(kind)),
                 None => Err(DecodeError::UnknownType(limits::clip(other, 64).to_owned())),
             }
@@ -541,10 +538,6 @@ pub enum Event {
     SessionCloseAck {
         session_id: SessionId,
     },
-    RoomError {
-        code: &'static str,
-        message: &'static str,
-    },
     Backpressure {
         action: &'static str,
         resume_after_ms: u64,
@@ -637,6 +630,9 @@ pub struct TranslationResult<'a> {
     /// Extension: true when the gap policy had already let later results pass.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
+    /// Extension: where it was said, for those who listen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room: Option<InRoom>,
 }
 
 /// Where the time went outside the node, in milliseconds; values that are not positive are left
@@ -686,6 +682,7 @@ impl<'a> TranslationResult<'a> {
             rerun_count: result.rerun_count,
             segments_meta: result.segments_meta.as_ref(),
             late: false,
+            room: None,
         }
     }
 
@@ -783,6 +780,7 @@ mod tests {
             rerun_count: None,
             segments_meta: None,
             late: false,
+            room: None,
         };
         let json: serde_json::Value = serde_json::from_slice(&result.encode(b"QUJD")).unwrap();
         assert_eq!(json["tts_audio"], "QUJD");

@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{debug, warn};
 
-use super::perform::{record, when_kept};
+use super::perform::{Words, record, tell_rooms, when_kept};
+use super::rooms::{present, tell_others};
 use super::session::SessionTask;
 use super::shared::{Mail, SessionHandle, SessionTag, read_store};
 use crate::protocol::{JobId, SessionId};
-use crate::session::{Effect, Input, News, Refused};
+use crate::session::{Effect, Input, News, Refused, RoomInput};
 use crate::store::{Done, Store, TerminalRow, Why, Write};
 use crate::telemetry::{Now, Stage};
 use crate::transport::{Frame, Outbox};
@@ -48,12 +49,16 @@ impl SessionTask {
             Effect::Acknowledged(through) => self.confirmed(through),
             Effect::Forfeit(through_seq) => self.forfeit(through_seq),
             Effect::Submit(cutting) => self.submit(*cutting, now),
-            Effect::Record { index, job, frame } => return self.record(index, job, frame),
+            Effect::Record { index, job, frame, heard } => {
+                return self.record(index, job, Words { outbox: frame, heard });
+            }
+            Effect::Said(said) => tell_rooms(&self.shared, RoomInput::Said(said)),
             Effect::Refuse(refused) => return self.keep_refusal(*refused, now),
             Effect::Cancel(jobs) => self.cancel(jobs, now),
             Effect::EndTurn(turn) => {
                 if let Some(open) = &self.open {
                     open.speaker.end_turn(turn);
+                    open.lanes.iter().for_each(|(lang, lane)| lane.end_turn(turn.into_lang(*lang)));
                 }
             }
             Effect::Silence(cut, bytes) => {
@@ -179,27 +184,37 @@ impl SessionTask {
         }
     }
 
-    /// Keeps the last word on a job; the client is told when that is done.
-    fn record(&mut self, index: u64, id: JobId, frame: Bytes) -> Option<Wait> {
+    /// Keeps the last word on a job; the client is told when that is done, and so are others.
+    fn record(&mut self, index: u64, id: JobId, mut words: Words) -> Option<Wait> {
         let open = self.open.as_mut()?;
         let job = open.settled.remove(&id)?;
-        let mailbox = Arc::clone(&open.handle);
+        if !words.heard.is_empty() {
+            words.heard = present(&self.shared, words.heard);
+        }
+        let mailbox = words.outbox.is_some().then(|| Arc::clone(&open.handle));
         if self.shared.store.is_none() {
             // Nothing to wait for.
-            mailbox.deliver(Mail::News(News::Durable { job: id, seq: None }));
+            tell_others(&self.shared, id, &words.heard, None);
+            if let Some(mailbox) = &mailbox {
+                mailbox.deliver(Mail::News(News::Durable { job: id, seq: None }));
+            }
         }
+        let (shared, heard) = (Arc::clone(&self.shared), words.heard.clone());
         let done: Done = when_kept(&self.shared, &job, move |committed| {
-            let seq = committed.outbox_seq;
-            mailbox.deliver(Mail::News(News::Durable { job: id, seq }));
+            tell_others(&shared, id, &heard, Some(&committed.heard_seqs));
+            if let Some(mailbox) = mailbox {
+                let seq = committed.outbox_seq;
+                mailbox.deliver(Mail::News(News::Durable { job: id, seq }));
+            }
         });
         debug!(job = %id, index, "outcome on its way to the disk");
-        let mut done = record(&self.shared, &job, Some(frame.clone()), Some(done)).err()?;
+        let mut done = record(&self.shared, &job, words.clone(), Some(done)).err()?;
         let shared = Arc::clone(&self.shared);
         // A full lane means that results come faster than the disk takes them: this session waits.
         Some(Box::pin(async move {
             loop {
                 tokio::time::sleep(STORE_RETRY).await;
-                match record(&shared, &job, Some(frame.clone()), done) {
+                match record(&shared, &job, words.clone(), done) {
                     Ok(()) => return,
                     Err(back) => done = back,
                 }
@@ -219,7 +234,13 @@ impl SessionTask {
             mailbox.deliver(Mail::News(News::Durable { job, seq }));
         });
         let (terminal, refused) = (Box::new(terminal), Some(chunks));
-        let write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
+        let write = Write::SettleJob {
+            terminal,
+            outbox: Some(frame),
+            heard: Vec::new(),
+            dead: false,
+            refused,
+        };
         let mut back = store.submit(write, Some(done)).err()?;
         let store = store.clone();
         Some(Box::pin(async move {
@@ -255,6 +276,10 @@ impl SessionTask {
 
     fn delivered(&self, id: JobId) {
         let Some(job) = self.shared.scheduler.job(id) else { return };
+        // Of what somebody else said, the speaker's own frame is what counts.
+        if self.open.as_ref().is_some_and(|open| open.handle.id != job.spec.session) {
+            return;
+        }
         job.stamps.mark(Stage::Delivered, self.shared.now().us);
         if let Some(us) = job.stamps.between(Stage::Settled, Stage::Delivered) {
             self.shared.metrics.deliver_seconds.observe(us as f64 / 1e6);

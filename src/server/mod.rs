@@ -12,6 +12,7 @@ mod delivery;
 mod node;
 mod perform;
 mod recover;
+mod rooms;
 mod routes;
 mod session;
 mod shared;
@@ -24,23 +25,26 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use papaya::HashMap;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
+pub use rooms::room_json;
 pub use routes::explain_ended;
 
 use crate::config::{Config, DRAIN_MS_MAX};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
+use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
 use crate::transport::{House, HttpLimits, Listen, serve};
 use control::ControlTask;
+use rooms::RoomsTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
 
@@ -112,6 +116,7 @@ pub struct Server {
     house: House,
     doors: Vec<Door>,
     control: JoinHandle<()>,
+    rooms: JoinHandle<()>,
 }
 
 /// A listener whose connections are accepted.
@@ -207,12 +212,14 @@ impl Server {
         clock: Clock,
         addr: SocketAddr,
     ) -> Server {
-        let (shared, publisher, commands, recovered) = assemble(config, store, clock);
-        recover::restore(&shared, recovered);
+        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, clock);
+        let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
+        let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
+        let rooms = tokio::spawn(rooms.run());
         let house = House::new(shared.config.transport.connections_max);
-        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control }
+        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control, rooms }
     }
 
     /// Sessions are taken from now on.
@@ -292,6 +299,7 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.control.abort();
+        self.rooms.abort();
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
             let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
@@ -348,8 +356,9 @@ fn open_store(config: &Config) -> Result<Option<(Store, Recovered)>, StoreError>
     Store::open(&config.server.data, options).map(Some)
 }
 
-type Assembled =
-    (Arc<Shared>, Publisher, tokio::sync::mpsc::Receiver<shared::Command>, Option<Recovered>);
+type Assembled = (Arc<Shared>, Publisher, Inboxes, Option<Recovered>);
+/// What the control task and the task of the rooms are told.
+type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
 
 fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> Assembled {
     let (store, recovered) = store.unzip();
@@ -370,6 +379,7 @@ fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> 
         Arc::clone(&metrics),
     );
     let (control, commands) = Control::new();
+    let (rooms, inbox) = mpsc::channel(rooms::INPUTS_MAX);
     let sessions =
         HashMap::with_capacity_and_hasher(config.session.sessions_max, RandomState::default());
     let links = HashMap::with_capacity_and_hasher(config.node.nodes_max, RandomState::default());
@@ -387,11 +397,14 @@ fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> 
         links,
         awaited: Default::default(),
         control,
+        rooms,
+        rooms_overrun: false.into(),
+        rooms_seen: HashMap::with_hasher(RandomState::default()),
         ready: false.into(),
         drain: watch::Sender::new(None),
         closing: watch::Sender::new(false),
         boot_epoch,
         config,
     });
-    (shared, publisher, commands, recovered)
+    (shared, publisher, (commands, inbox), recovered)
 }

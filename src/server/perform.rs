@@ -7,15 +7,16 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use tracing::{debug, warn};
 
+use super::rooms::{present, tell_others};
 use super::shared::{Mail, SessionHandle, Shared};
 use crate::job::{Effect, Effects, Ended, Job, Phase, Progress};
 use crate::node::NodeIndex;
 use crate::protocol::hello::AckStatus;
-use crate::protocol::job::{Audio, Outcome};
+use crate::protocol::job::{Audio, Heard, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
 use crate::protocol::{ErrorCode, JobId};
-use crate::session::{Answer, News, unheard};
+use crate::session::{Answer, ForOthers, News, RoomInput, unheard};
 use crate::store::{Committed, Done, Refused, Why, Write};
 use crate::store::{IdemRow, JobRow, TerminalRow};
 use crate::telemetry::{Now, Stage};
@@ -73,7 +74,8 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: &Audio, now: Now) {
     let audio = audio.clone();
     let write = Write::AcceptJob { row: Box::new(row), audio, idempotency };
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
-    let done = session.filter(|session| session.wants_kept()).map(|session| -> Done {
+    let wanted = |session: &Arc<SessionHandle>| session.wants_kept() && job.spec.is_primary();
+    let done = session.filter(wanted).map(|session| -> Done {
         let news = News::Kept(job.spec.utterance_index, job.id);
         Box::new(move |_| session.deliver(Mail::News(news)))
     });
@@ -151,6 +153,9 @@ fn tell_progress(shared: &Shared, job: &Arc<Job>, progress: Progress) {
         debug!(job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id,
             attempt = job.state().attempt, "job dispatched");
     }
+    if !job.spec.is_primary() {
+        return;
+    }
     let news = match progress {
         Progress::Dispatched => News::Dispatched(index, job.id),
         Progress::Accepted => News::Accepted(index, job.id),
@@ -159,7 +164,7 @@ fn tell_progress(shared: &Shared, job: &Arc<Job>, progress: Progress) {
         }
     };
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
-    if session.is_some_and(|session| !session.offer(news)) {
+    if session.is_some_and(|session| !session.offer(Mail::News(news))) {
         shared.metrics.progress_dropped.with_label_values(&["mailbox_full"]).inc();
     }
 }
@@ -178,7 +183,8 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
     let Some(session) = session else { return keep_unheard(shared, job, &answer) };
     let elapsed_ms = job.stamps.between(Stage::Queued, Stage::Settled).unwrap_or(0) / 1_000;
     let (index, id) = (job.spec.utterance_index, job.id);
-    let news = News::Settled { index, job: id, answer, elapsed_ms, network };
+    let others = ForOthers::of(&job.spec);
+    let news = News::Settled { index, job: id, answer, elapsed_ms, network, others };
     session.deliver(Mail::Settled(Arc::clone(job), news));
     if session.is_over() {
         bury(shared, &session);
@@ -188,11 +194,27 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
 /// Nobody is there to hear how the job ended; it is kept all the same. A result becomes a dead
 /// letter in time; when the server goes down its clients may come back to it, for all that it owes.
 fn keep_unheard(shared: &Arc<Shared>, job: &Arc<Job>, answer: &Answer) {
-    let done = when_kept(shared, job, |_| {});
     let (comes_back, unix_ms) = (*shared.closing.borrow(), shared.now().unix_ms);
-    let place = (job.spec.session, job.spec.utterance_index);
-    let frame = unheard(answer, job.id, place, &job.spec.trace_id, comes_back, unix_ms);
-    if record(shared, job, frame, Some(done)).is_err() {
+    let (place, trace) = ((job.spec.session, job.spec.utterance_index), &job.spec.trace_id);
+    let mut words = Words::default();
+    if job.spec.is_primary() {
+        words.outbox = unheard(answer, job.id, place, trace, comes_back, unix_ms);
+    }
+    if let Some(others) = ForOthers::of(&job.spec) {
+        let (heard, said) = others.told(answer, job.id, place, trace, unix_ms);
+        words.heard = present(shared, heard);
+        for said in said {
+            tell_rooms(shared, RoomInput::Said(Box::new(said)));
+        }
+    }
+    let (at, id, heard) = (Arc::clone(shared), job.id, words.heard.clone());
+    let done = when_kept(shared, job, move |committed| {
+        tell_others(&at, id, &heard, Some(&committed.heard_seqs));
+    });
+    if shared.store.is_none() {
+        tell_others(shared, job.id, &words.heard, None);
+    }
+    if record(shared, job, words, Some(done)).is_err() {
         warn!(job = %job.id, "the store is behind: an outcome nobody waits for was not kept");
     }
 }
@@ -267,11 +289,28 @@ fn kept(shared: &Arc<Shared>, job: &Arc<Job>) {
     perform(shared, &mut effects, shared.now());
 }
 
-/// Hands the outcome of a job to the store, with the frame owed to the client if there is one.
+/// What is told about the end of a job.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Words {
+    /// To its speaker.
+    pub(super) outbox: Option<Bytes>,
+    /// To others.
+    pub(super) heard: Vec<Heard>,
+}
+
+/// Tells the rooms something. If it does not get there, who is gone is looked for, and what was
+/// said cannot be asked for later.
+pub(super) fn tell_rooms(shared: &Shared, input: RoomInput) {
+    if shared.rooms.try_send(input).is_err() {
+        shared.rooms_overrun.store(true, SeqCst);
+    }
+}
+
+/// Hands the outcome of a job to the store, with the frames owed for it.
 pub(super) fn record(
     shared: &Arc<Shared>,
     job: &Arc<Job>,
-    outbox: Option<Bytes>,
+    words: Words,
     done: Option<Done>,
 ) -> Result<(), Option<Done>> {
     let Some(ended) = job.ended() else { return Ok(()) };
@@ -292,7 +331,8 @@ pub(super) fn record(
         explanation: serde_json::to_vec(&job.explain()).unwrap_or_default(),
     };
     let dead = ended.code.is_some_and(speaks_of_nodes);
-    let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead, refused: None };
+    let (terminal, Words { outbox, heard }) = (Box::new(terminal), words);
+    let write = Write::SettleJob { terminal, outbox, heard, dead, refused: None };
     match store.submit(write, done) {
         Ok(()) => Ok(()),
         Err(Refused { done, why: Why::Full, .. }) => Err(done),

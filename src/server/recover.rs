@@ -17,7 +17,9 @@ use crate::protocol::SessionId;
 use crate::protocol::job::Audio;
 use crate::protocol::session::{Request, decode};
 use crate::session::{Past, Profile};
-use crate::store::{JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, Write};
+use crate::store::{
+    JobRow, PoolConfigRow, Recovered, RecoveredJob, RecoveredSession, RoomRow, Write,
+};
 use crate::telemetry::Now;
 
 /// How long a key that was taken back is remembered at least: the clock may have been moved.
@@ -42,8 +44,9 @@ pub(super) fn pools(config: &Config, stored: Option<&PoolConfigRow>) -> (Vec<Poo
 
 /// Queues every unfinished job again, in the order they were accepted, and brings every open
 /// session back, without its client for now.
-pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
-    let Some(recovered) = recovered else { return };
+/// Returns the rooms there were.
+pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) -> Vec<RoomRow> {
+    let Some(recovered) = recovered else { return Vec::new() };
     let now = shared.now();
     let mut returned: BTreeMap<SessionId, Returned> = BTreeMap::new();
     for session in recovered.sessions {
@@ -58,7 +61,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
     for RecoveredJob { row, audio } in recovered.jobs {
         let session = row.spec.session;
         let speaker = match returned.get_mut(&session) {
-            Some(back) => back.speaker_of(&row),
+            Some(back) => back.speaker_of(shared, &row),
             None => {
                 let stranger = || shared.scheduler.speaker(session);
                 Arc::clone(strangers.entry(session).or_insert_with(stranger))
@@ -98,6 +101,7 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         let bad_rows = recovered.bad_rows;
         warn!(restored, lost, sessions, bad_rows, "taken back from an earlier run");
     }
+    recovered.rooms
 }
 
 /// A session that was open, and what is known of it.
@@ -130,8 +134,15 @@ impl Returned {
     }
 
     /// One of its jobs is taken back.
-    fn speaker_of(&mut self, row: &JobRow) -> Arc<Speaker> {
-        self.past.open.insert(row.spec.utterance_index, row.id);
+    fn speaker_of(&mut self, shared: &Shared, row: &JobRow) -> Arc<Speaker> {
+        let (id, lang, index) = (row.spec.session, row.spec.tgt, row.spec.utterance_index);
+        self.past.remember_hearers(&row.spec);
+        if !row.spec.is_primary() {
+            self.past.for_others.push((lang, index, row.id));
+            let fresh = || shared.scheduler.speaker(id);
+            return Arc::clone(self.open.lanes.entry(lang).or_insert_with(fresh));
+        }
+        self.past.open.insert(index, row.id);
         let open = !row.spec.cut.closes_turn();
         self.past.turn = open.then_some(row.spec.turn);
         Arc::clone(&self.open.speaker)
@@ -142,7 +153,7 @@ impl Returned {
         if !open.session.profile.resume {
             // Nobody will speak on.
             past.turn = None;
-            open.speaker.close_turn();
+            open.close_turns();
         }
         let mut effects = crate::session::Effects::new();
         open.session.restore(past, now, &mut effects);

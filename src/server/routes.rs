@@ -72,6 +72,9 @@ impl Routes {
             "/api/v1/pools" if request.method() == Method::PUT => {
                 self.replace_pools(request, peer).await
             }
+            "/api/v1/rooms" if get => {
+                reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX))
+            }
             "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
             "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
             other => self.about_one(other, &request, peer).await,

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::perform::{bury, perform};
+use super::perform::{bury, perform, tell_rooms};
 use super::shared::{
     Line, Mail, Newcomer, ResumeKey, SessionHandle, SessionSlot, SessionTag, Shared, Socket,
     drain_begins, going_down, parting,
 };
 use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
-use crate::protocol::{ErrorCode, JobId, SessionId, limits};
-use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, Session};
+use crate::protocol::{ErrorCode, JobId, Lang, SessionId, limits};
+use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, RoomInput, Session};
 use crate::store::{SessionRow, Store, Write};
 use crate::telemetry::{Now, Stage};
 use crate::tenant::Denied;
@@ -33,6 +33,8 @@ pub(super) struct Open {
     pub(super) session: Session,
     pub(super) handle: Arc<SessionHandle>,
     pub(super) speaker: Arc<Speaker>,
+    /// Its accounts for further languages, for others alone.
+    pub(super) lanes: BTreeMap<Lang, Arc<Speaker>>,
     /// The session as it is to be stored, until it is: with its first job.
     pub(super) unstored: Option<SessionRow>,
     /// Settled jobs whose last word is not on its way to the disk yet.
@@ -54,7 +56,7 @@ pub(super) struct SessionTask {
 impl Open {
     /// Has the session stored, if it is not: with its first job, so that an idle session costs the
     /// disk nothing. False if there is no store, or no room.
-    fn store_session(&mut self, store: Option<&Store>) -> bool {
+    pub(super) fn store_session(&mut self, store: Option<&Store>) -> bool {
         let Some(store) = store else { return false };
         let Some(row) = self.unstored.take() else { return true };
         let taken = store.submit(Write::OpenSession(row.clone()), None);
@@ -121,6 +123,7 @@ impl SessionTask {
                 () = going_down(&mut closing) => return Box::pin(self.go_down()).await,
             }
             self.read_mail().await;
+            self.look_round();
             if self.open.as_ref().is_some_and(|open| open.handle.has_newcomer()) {
                 Box::pin(self.take_newcomers()).await;
             }
@@ -210,18 +213,15 @@ impl SessionTask {
                 debug!(kind, "a client sent what only the server sends");
                 return self.refuse("wrong_direction", None);
             }
-            Request::NotOffered(kind) => {
-                if kind.starts_with("room_") {
-                    let message = "rooms are not offered by this server";
-                    self.send(&Event::RoomError { code: "UNSUPPORTED_FEATURE", message });
-                }
-                return self.refuse("not_offered", None);
-            }
+            Request::Room(_) => "room",
+            Request::Signal(_) => "webrtc",
         };
         self.shared.metrics.frames_in.with_label_values(&["session", kind]).inc();
         match request {
             Request::Init(init) => Box::pin(self.init(*init, &frame)).await,
             Request::Resume(resume) => self.resume(*resume),
+            Request::Room(request) => self.room(request),
+            Request::Signal(signal) => self.signal(&signal),
             request if self.open.is_some() => self.input(Input::Request(request)).await,
             _ => {
                 self.shared.metrics.foreign.with_label_values(&["session"]).inc();
@@ -358,6 +358,9 @@ impl SessionTask {
             }
             self.effects.append(&mut effects);
             self.perform(now).await;
+            if let Some(open) = &self.open {
+                open.handle.room.look_again();
+            }
         }
     }
 
@@ -390,10 +393,17 @@ impl SessionTask {
         }
     }
 
-    pub(super) fn submit(&mut self, cutting: Cutting, now: Now) {
+    pub(super) fn submit(&mut self, mut cutting: Cutting, now: Now) {
+        self.submit_for_others(&mut cutting, now);
         let index = cutting.spec.utterance_index;
         let ending = cutting.spec.cut.closes_turn().then_some(cutting.spec.turn);
-        let outcome = self.try_submit(cutting, now);
+        let Cutting { spec, audio, received_us, chunks, key, for_others: _ } = cutting;
+        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
+        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
+        let Some(speaker) = self.open.as_ref().map(|open| Arc::clone(&open.speaker)) else {
+            return;
+        };
+        let outcome = self.try_submit(&speaker, submission, now);
         let Some(open) = &mut self.open else { return };
         match outcome {
             Ok(Submitted::New(job)) => open.session.submitted(index, job.id),
@@ -425,11 +435,14 @@ impl SessionTask {
         perform(&self.shared, &mut self.job_effects, now);
     }
 
-    fn try_submit(&mut self, cutting: Cutting, now: Now) -> Result<Submitted, Denied> {
+    /// Submits for one of the session's accounts with the scheduler.
+    pub(super) fn try_submit(
+        &mut self,
+        speaker: &Arc<Speaker>,
+        submission: Submission,
+        now: Now,
+    ) -> Result<Submitted, Denied> {
         let Some(open) = &mut self.open else { return Err(Denied::SessionFull) };
-        let Cutting { spec, audio, received_us, chunks, key } = cutting;
-        let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
-        let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
         if let Some(job) = self.shared.scheduler.known(&submission)? {
             return Ok(Submitted::Repeated(job));
         }
@@ -441,7 +454,7 @@ impl SessionTask {
         {
             return Err(Denied::StoreFull);
         }
-        self.shared.scheduler.submit(&open.speaker, submission, now, &mut self.job_effects)
+        self.shared.scheduler.submit(speaker, submission, now, &mut self.job_effects)
     }
 
     pub(super) fn cancel(&mut self, jobs: Vec<JobId>, now: Now) {
@@ -478,6 +491,8 @@ impl SessionTask {
                 Mail::Replayed { after, frames } => {
                     self.input(Input::Replayed { after, frames }).await;
                 }
+                Mail::Frame(frame) => self.send_frame(frame),
+                Mail::Heard(news) => self.input(Input::News(news)).await,
             }
         }
     }
@@ -494,6 +509,9 @@ impl SessionTask {
         self.shared.sessions.pin().remove(&handle.id);
         self.shared.peers.pin().remove(&handle.id);
         handle.end();
+        if over && handle.knows_rooms.load(SeqCst) {
+            tell_rooms(&self.shared, RoomInput::Gone(handle.id));
+        }
         bury(&self.shared, handle);
         turn_away(&self.shared, handle);
         let stored = open.unstored.is_none();
@@ -521,7 +539,7 @@ impl Open {
         slot: SessionSlot,
     ) -> Self {
         let config = &shared.config;
-        let jobs_max = config.session.jobs_max;
+        let jobs_max = (config.session.jobs_max, config.room.languages_max);
         let handle = Arc::new(SessionHandle::new(id, profile.clone(), now.unix_ms, key, jobs_max));
         shared.sessions.pin().insert(id, Arc::clone(&handle));
         let own = (config.session.clone(), config.segmenter.clone());
@@ -529,11 +547,18 @@ impl Open {
             session: Session::new(id, profile, epoch, shared.tells_at_once(), own),
             handle,
             speaker: shared.scheduler.speaker(id),
+            lanes: BTreeMap::new(),
             unstored: None,
             settled: BTreeMap::new(),
             confirmed: None,
             _slot: slot,
         }
+    }
+
+    /// Nobody will speak on.
+    pub(super) fn close_turns(&self) {
+        self.speaker.close_turn();
+        self.lanes.values().for_each(|lane| lane.close_turn());
     }
 
     /// The session as it is kept, with the message it began with.

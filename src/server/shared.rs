@@ -20,9 +20,9 @@ use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
-use crate::protocol::{JobId, SessionId, limits};
-use crate::session::{News, Profile};
-use crate::store::Store;
+use crate::protocol::{JobId, RoomCode, SessionId, limits};
+use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
+use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
 use crate::transport::{Connection, Outbox};
 
@@ -49,6 +49,12 @@ pub(super) struct Shared {
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,
+    /// The way to the task that owns the rooms.
+    pub(super) rooms: mpsc::Sender<RoomInput>,
+    /// Something of what the rooms were to be told did not get there.
+    pub(super) rooms_overrun: AtomicBool,
+    /// Rooms as they are, for operators.
+    pub(super) rooms_seen: HashMap<RoomCode, Arc<RoomRow>, RandomState>,
     /// Sessions are taken: not while the server takes back what it had, and not while it drains.
     pub(super) ready: AtomicBool,
     /// Set when the server begins to go down: when connections are closed at the latest.
@@ -149,6 +155,10 @@ pub(super) enum Mail {
     Reopened(u64, JobId),
     /// What was read back of what it is owed behind `after`.
     Replayed { after: u64, frames: Vec<(u64, JobId, Bytes)> },
+    /// A frame for its client.
+    Frame(Bytes),
+    /// Somebody else in its room said something. Not counted against what its own jobs may leave.
+    Heard(News),
 }
 
 /// The way to a session's task, and what others may know of it.
@@ -164,6 +174,12 @@ pub(super) struct SessionHandle {
     pub(super) utterances: AtomicU64,
     /// Results kept for its client.
     pub(super) owed: AtomicUsize,
+    /// Its room as it is now.
+    pub(super) room: Whereabouts,
+    /// It has asked something about rooms, and may be in one.
+    pub(super) knows_rooms: AtomicBool,
+    /// Of what it asked the rooms, how much waits.
+    pub(super) room_requests: AtomicUsize,
     /// It knows that the server goes down, and what had been said before is jobs now.
     pub(super) drained: AtomicBool,
     /// Boxed, so that a session at rest does not pay for what it may get.
@@ -184,7 +200,7 @@ impl SessionHandle {
         profile: Profile,
         opened_unix_ms: u64,
         key: Option<ResumeKey>,
-        jobs_max: usize,
+        (jobs_max, langs_max): (usize, usize),
     ) -> Self {
         Self {
             id,
@@ -195,12 +211,17 @@ impl SessionHandle {
             untold: AtomicUsize::new(0),
             utterances: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
+            room: Whereabouts::default(),
+            knows_rooms: AtomicBool::new(false),
+            room_requests: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
             mail: SegQueue::new(),
             mail_left: AtomicUsize::new(0),
             // Each job is kept, ends and becomes durable once, and reading stops while as many as
-            // may be open wait for the disk; progress gets what is beyond that.
-            mail_max: PROGRESS_MAX + 6 * jobs_max + 16,
+            // may be open wait for the disk; those for others only end, and there may be as many
+            // for each language. What the rooms answer is bounded by what may be asked. Progress
+            // gets what is beyond that.
+            mail_max: PROGRESS_MAX + (6 + langs_max) * jobs_max + 64,
             newcomers: ArrayQueue::new(NEWCOMERS_MAX),
             wake: Notify::new(),
             over: AtomicBool::new(false),
@@ -231,20 +252,35 @@ impl SessionHandle {
     }
 
     /// Leaves mail that may be dropped; whether it was kept.
-    pub(super) fn offer(&self, news: News) -> bool {
+    pub(super) fn offer(&self, mail: Mail) -> bool {
         let room = |left: usize| (left < PROGRESS_MAX).then_some(left + 1);
         let kept = self.mail_left.fetch_update(SeqCst, SeqCst, room).is_ok();
         if kept {
-            self.mail.push(Box::new(Mail::News(news)));
+            self.mail.push(Box::new(mail));
         }
         self.wake.notify_one();
         kept
     }
 
+    /// Leaves what somebody else in its room said. That is as much as others say: it is taken as
+    /// soon as the session's task runs, and what its client is not ready for stays on disk.
+    pub(super) fn hears(&self, news: News) {
+        self.mail.push(Box::new(Mail::Heard(news)));
+        self.wake.notify_one();
+    }
+
     pub(super) fn take(&self) -> Option<Mail> {
         let mail = self.mail.pop()?;
-        self.mail_left.fetch_sub(1, SeqCst);
+        if !matches!(*mail, Mail::Heard(_)) {
+            self.mail_left.fetch_sub(1, SeqCst);
+        }
         Some(*mail)
+    }
+
+    /// Shows it another room than before, or none.
+    pub(super) fn show_room(&self, view: Option<Arc<RoomView>>) {
+        self.room.show(view);
+        self.wake.notify_one();
     }
 
     /// Hands a client that came back to the session's task.

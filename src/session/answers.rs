@@ -7,6 +7,7 @@ use crate::protocol::session::{Event, NetworkTimings, TranslationResult, UiEvent
 use crate::protocol::{ErrorCode, JobId, SessionId};
 use crate::telemetry::Now;
 
+use super::audience::Word;
 use super::delivery::Acked;
 use super::sequencer::Release;
 use super::{Answer, Effect, Effects, News, Refused, Session};
@@ -64,17 +65,31 @@ impl Session {
                 effects.push(Effect::Progress(job, event.encode()));
                 self.ui(UiEvent::AsrPartial, index, Some(job), None, None, effects);
             }
-            News::Settled { index, job, answer, elapsed_ms, network } => {
+            News::Settled { index, job, answer, others: Some(others), .. }
+                if !others.audience.primary =>
+            {
+                self.settled_for_others((index, job), &answer, &others, now, effects);
+            }
+            News::Settled { index, job, answer, elapsed_ms, network, others } => {
                 if self.open.get(&index) == Some(&job) {
                     self.open.remove(&index);
+                    self.shared.remove(&index);
                     self.kept.remove(&job);
+                    let mut heard = Vec::new();
+                    if let Some(others) = &others {
+                        heard = self.told_others((index, job), &answer, others, now, effects);
+                    }
+                    let wanted = others.is_none_or(|others| others.audience.wanted);
                     let timing = (elapsed_ms, network);
-                    let frame = self.last_word(index, job, answer, timing, now, effects);
+                    let place = (index, wanted);
+                    let frame = Some(self.last_word(place, job, answer, timing, now, effects));
                     self.traces.remove(&index);
-                    self.sequencer.settle(index, (job, frame), now.us, &mut self.releases);
+                    let word = Word { job, frame, heard };
+                    self.sequencer.settle(index, word, now.us, &mut self.releases);
                     self.release(now, effects);
                 }
             }
+            News::Heard { job, frame, seq } => self.hear(job, &frame, seq, effects),
             News::Kept(index, job) => {
                 self.stream.kept(index);
                 self.tell_chunks(effects);
@@ -114,7 +129,7 @@ impl Session {
     }
 
     /// The frame as the client is to get it: numbered, if it counts.
-    fn numbered(&self, frame: &Bytes, seq: u64) -> Bytes {
+    pub(super) fn numbered(&self, frame: &Bytes, seq: u64) -> Bytes {
         match self.profile.resume {
             true => with_fields(frame, &format!("\"epoch\":{},\"seq\":{seq}", self.epoch)),
             false => frame.clone(),
@@ -260,10 +275,11 @@ impl Session {
         }
     }
 
-    /// The frame that ends an utterance, after the events that announce it.
+    /// The frame that ends an utterance, after the events that announce it. If the translation is
+    /// into a language that only others `wanted`, the speaker is told what was understood.
     fn last_word(
         &mut self,
-        index: u64,
+        (index, wanted): (u64, bool),
         job: JobId,
         answer: Answer,
         (elapsed_ms, network): (u64, NetworkTimings),
@@ -279,7 +295,17 @@ impl Session {
                 if !result.text_translated.trim().is_empty() {
                     self.ui(UiEvent::NmtDone, index, Some(job), None, elapsed, effects);
                 }
-                self.translation(index, job, &result, network, now)
+                match wanted {
+                    true => self.translation(index, job, &result, network, now),
+                    false => {
+                        let understood = JobResult {
+                            text_translated: String::new(),
+                            tts_audio: Bytes::new(),
+                            ..*result
+                        };
+                        self.translation(index, job, &understood, network, now)
+                    }
+                }
             }
             Answer::Nothing(reason) => self.missing(index, reason, now),
             Answer::Failed { code, known, message, reason } => {
@@ -337,10 +363,8 @@ impl Session {
         self.sequencer.release(now.us, &mut self.releases);
         for release in std::mem::take(&mut self.releases) {
             match release {
-                Release::InOrder(index, (job, frame)) => self.keep(index, job, frame, effects),
-                Release::Late(index, (job, frame)) => {
-                    self.keep(index, job, late(&frame), effects);
-                }
+                Release::InOrder(index, word) => self.keep(index, word, effects),
+                Release::Late(index, word) => self.keep(index, word.late(), effects),
                 Release::Gap(index) => {
                     let frame = self.missing(index, "gap_timeout", now);
                     self.say(frame, None, effects);
@@ -350,7 +374,8 @@ impl Session {
     }
 
     /// What ends an utterance goes to the disk first, and then to the client.
-    fn keep(&mut self, index: u64, job: JobId, frame: Bytes, effects: &mut Effects) {
+    fn keep(&mut self, index: u64, word: Word, effects: &mut Effects) {
+        let Word { job, frame: Some(frame), heard } = word else { return };
         if job == JobId(0) {
             // Refused, and may be said again: nothing is kept.
             return self.say(frame, Some(index), effects);
@@ -369,7 +394,7 @@ impl Session {
         });
         effects.push(match self.refusals.remove(&job) {
             Some(refused) => Effect::Refuse(Box::new(Refused { frame, ..refused })),
-            None => Effect::Record { index, job, frame },
+            None => Effect::Record { index, job, frame: Some(frame), heard },
         });
     }
 
@@ -410,7 +435,7 @@ pub fn unheard(
 }
 
 /// The frame, marked as one that comes after what it should have come before.
-fn late(frame: &Bytes) -> Bytes {
+pub(super) fn late(frame: &Bytes) -> Bytes {
     const MARK: &str = "\"late\":true";
     match frame.strip_suffix(b"}").is_some_and(|fields| fields.ends_with(MARK.as_bytes())) {
         true => frame.clone(),

@@ -272,10 +272,16 @@ impl Delivery {
 
     /// Up to where frames are given up, because a client that never confirms has too many.
     pub fn overflow(&mut self, frames_max: usize, bytes_max: usize) -> Option<u64> {
+        match self.proof {
+            Proof::Pong => self.give_up_beyond(frames_max, bytes_max),
+            Proof::Ack => None,
+        }
+    }
+
+    /// Up to where frames are given up so that no more are kept than this.
+    pub fn give_up_beyond(&mut self, frames_max: usize, bytes_max: usize) -> Option<u64> {
         let before = self.first;
-        while self.proof == Proof::Pong
-            && !self.owed.is_empty()
-            && (self.owed.len() > frames_max || self.owed_bytes > bytes_max)
+        while !self.owed.is_empty() && (self.owed.len() > frames_max || self.owed_bytes > bytes_max)
         {
             self.forget(self.first);
         }

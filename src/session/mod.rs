@@ -4,10 +4,12 @@
 //! the id. `apply` takes one input, the time, and a list to put effects in; it never waits.
 
 mod answers;
+mod audience;
 mod delivery;
 mod drain;
 mod group;
 mod profile;
+mod room;
 mod segmenter;
 mod sequencer;
 mod speech;
@@ -22,15 +24,16 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::protocol::audio::Format;
-use crate::protocol::job::{Audio, ChunkMark, Cut, JobSpec};
+use crate::protocol::job::{Audio, ChunkMark, Cut, Heard, JobSpec};
 use crate::protocol::node::JobResult;
 use crate::protocol::session::{
     Event, NetworkTimings, Request, Resumable, ResumeAck, UiEvent, UiStatus, Unfinished,
 };
-use crate::protocol::{ErrorCode, JobId, SessionId, TurnId};
+use crate::protocol::{ErrorCode, JobId, Lang, SessionId, TurnId};
 use crate::telemetry::Now;
 
 use answers::{Aside, Pending, Told};
+use audience::{Lane, Word};
 use group::Groups;
 use segmenter::{Out, Segmenter};
 use sequencer::{Release, Sequencer};
@@ -47,9 +50,11 @@ const PROOF: u64 = 1 << 63;
 const PAUSE_APART_US: u64 = 500_000;
 
 pub use answers::unheard;
+pub use audience::{ForOthers, Hearers, Said};
 pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
 pub use drain::{GoAway, Refusal};
 pub use profile::Profile;
+pub use room::{RoomEffect, RoomInput, RoomView, Rooms, Whereabouts};
 
 /// What reaches a session.
 #[derive(Debug)]
@@ -75,6 +80,8 @@ pub enum Input {
     Lost,
     /// Nobody will come back.
     Over,
+    /// Who else is in its room now, if it is in one.
+    Room(Option<Hearers>),
     /// The server goes down: with a notice when it begins to, without one just before it closes.
     Drain(Option<GoAway>),
 }
@@ -109,6 +116,8 @@ pub enum News {
         elapsed_ms: u64,
         /// Where the time went.
         network: NetworkTimings,
+        /// What of it is for others.
+        others: Option<Box<ForOthers>>,
     },
     /// The utterance's job is on disk.
     Kept(u64, JobId),
@@ -117,6 +126,15 @@ pub enum News {
         /// The job.
         job: JobId,
         /// Its place in what the client is owed.
+        seq: Option<u64>,
+    },
+    /// Somebody else in the room said something.
+    Heard {
+        /// The job of another session.
+        job: JobId,
+        /// What the client is told.
+        frame: Bytes,
+        /// Its place in what the client is owed; none where nothing is kept.
         seq: Option<u64>,
     },
 }
@@ -178,9 +196,13 @@ pub enum Effect {
         index: u64,
         /// Its job.
         job: JobId,
-        /// The frame owed to the client.
-        frame: Bytes,
+        /// The frame owed to the client; none if the job was for others alone.
+        frame: Option<Bytes>,
+        /// The frames owed to others.
+        heard: Vec<Heard>,
     },
+    /// This was said in the room: for those who come later.
+    Said(Box<Said>),
     /// As `Record`, for an utterance that never became a job.
     Refuse(Box<Refused>),
     /// Nobody wants these jobs any more.
@@ -212,6 +234,9 @@ pub type Effects = Vec<Effect>;
 pub struct Cutting {
     /// What is asked.
     pub spec: JobSpec,
+    /// The same into further languages, for others alone. To be submitted first: when the job of
+    /// `spec` is on disk, so are these.
+    pub for_others: Vec<JobSpec>,
     /// The speech.
     pub audio: Audio,
     /// When its first audio was read, monotonic microseconds.
@@ -264,6 +289,12 @@ pub struct Past {
     pub owed: Vec<u32>,
     /// A turn of which slices are unsettled and whose end was not cut.
     pub turn: Option<TurnId>,
+    /// Who hears the rest of it.
+    pub hearers: Option<Hearers>,
+    /// Utterances of `open` that others hear as well.
+    pub shared: BTreeSet<u64>,
+    /// Unsettled jobs for others alone: language, utterance, job.
+    pub for_others: Vec<(Lang, u64, JobId)>,
 }
 
 /// A whole recording that waits for the ones before it.
@@ -289,8 +320,16 @@ pub struct Session {
     padding_auto_ms: u32,
     segmenter: Segmenter,
     cuts: Vec<Out>,
-    sequencer: Sequencer<(JobId, Bytes)>,
-    releases: Vec<Release<(JobId, Bytes)>>,
+    sequencer: Sequencer<Word>,
+    releases: Vec<Release<Word>>,
+    /// Who else is in its room.
+    hearers: Option<Hearers>,
+    /// Who hears the turn that has begun: those who were there then.
+    turn_hearers: Option<Hearers>,
+    /// Its utterances in further languages, for others alone.
+    lanes: BTreeMap<Lang, Lane>,
+    /// Open utterances that others hear as well: they are done though the speaker is gone.
+    shared: BTreeSet<u64>,
     groups: Groups,
     /// The turn that has begun and is not over.
     turn: Option<TurnId>,
@@ -357,6 +396,10 @@ impl Session {
             config,
             cuts: Vec::new(),
             releases: Vec::new(),
+            hearers: None,
+            turn_hearers: None,
+            lanes: BTreeMap::new(),
+            shared: BTreeSet::new(),
             turn: None,
             turn_until: None,
             next_index: 0,
@@ -399,6 +442,11 @@ impl Session {
         self.expected = past.next_index;
         self.stream = Stream::restored(past.chunks);
         self.turn = past.turn;
+        self.turn_hearers = past.hearers;
+        self.shared = past.shared;
+        for (lang, index, job) in past.for_others {
+            self.submitted_for_others(index, lang, job);
+        }
         self.segmenter.restore(past.turn.is_some());
         self.detach(now, effects);
         if self.is_idle_orphan() {
@@ -447,6 +495,7 @@ impl Session {
             Input::Replayed { after, frames } => self.replayed(after, frames, effects),
             Input::Lost if self.profile.resume => self.detach(now, effects),
             Input::Lost | Input::Over => self.over(effects),
+            Input::Room(hearers) => self.surround(hearers),
             Input::Drain(notice) => self.drain(notice, now, effects),
         }
         if let Some(after) = self.delivery.wants() {
@@ -523,12 +572,13 @@ impl Session {
             self.turn_until,
             self.delivery.barrier_due(),
         ];
-        timers.into_iter().flatten().chain(held).min()
+        let lanes = self.lanes.values().filter_map(Lane::gap_over_at);
+        timers.into_iter().flatten().chain(held).chain(lanes).min()
     }
 
     /// Utterances that are with the scheduler.
     pub fn open_jobs(&self) -> usize {
-        self.open.len()
+        self.open.len() + self.lanes.values().map(|lane| lane.open.len()).sum::<usize>()
     }
 
     /// Utterances settled that wait for earlier ones or for the disk: while they are many, no more
@@ -549,7 +599,7 @@ impl Session {
 
     /// Whether nobody can come back to it, and nothing is left to be done.
     pub fn is_idle_orphan(&self) -> bool {
-        let idle = self.open.is_empty() && self.undurable() == 0;
+        let idle = self.open.is_empty() && self.undurable() == 0 && self.lanes_are_empty();
         !self.profile.resume && !self.is_attached() && idle
     }
 
@@ -614,8 +664,14 @@ impl Session {
         if self.closing_until.is_some_and(|until| until <= now.us) {
             // Settled jobs come back as news; the session ends when the last one has.
             self.closing_until = Some(u64::MAX);
-            effects.push(Effect::Cancel(self.open.values().copied().collect()));
+            let others = self.lanes.values().flat_map(|lane| lane.open.values());
+            effects.push(Effect::Cancel(self.open.values().chain(others).copied().collect()));
         }
+        self.release_lanes(now, effects);
+    }
+
+    fn lanes_are_empty(&self) -> bool {
+        self.lanes.values().all(Lane::is_empty)
     }
 
     /// The client ends the session: what was said is still done and told, within bounds.
@@ -639,7 +695,7 @@ impl Session {
     /// Ends a closing session once everything has been told. To be called when all effects of an
     /// input were performed: a submission among them keeps the session open.
     pub fn end_if_done(&mut self, effects: &mut Effects) {
-        let settled = self.open.is_empty() && self.sequencer.is_empty();
+        let settled = self.open.is_empty() && self.sequencer.is_empty() && self.lanes_are_empty();
         let told = self.pending.is_empty() && self.asides.is_empty();
         let done = settled && told && !self.delivery.is_behind();
         if self.is_idle_orphan() {
@@ -660,14 +716,17 @@ impl Session {
         for held in self.held.values() {
             effects.push(Effect::Dropped("session_lost", held.cutting.audio.held_len()));
         }
-        for (index, (job, frame)) in self.sequencer.drain() {
+        for (index, Word { job, frame, heard }) in self.sequencer.drain() {
             if job != JobId(0) {
-                effects.push(Effect::Record { index, job, frame });
+                effects.push(Effect::Record { index, job, frame, heard });
             }
         }
-        // Ended first: what becomes of the jobs is then nobody's news any more.
+        self.drain_lanes(effects);
+        // Ended first: what becomes of the jobs is then nobody's news any more. What others wait
+        // to hear is done all the same.
         effects.push(Effect::Ended);
-        effects.push(Effect::Cancel(self.open.values().copied().collect()));
+        let own = self.open.iter().filter(|(index, _)| !self.shared.contains(index));
+        effects.push(Effect::Cancel(own.map(|(_, job)| *job).collect()));
     }
 
     fn trace(&self, index: u64) -> &str {

@@ -7,6 +7,7 @@ use crate::protocol::session::{AudioChunk, Event, UiEvent, Utterance};
 use crate::protocol::{JobId, TurnId};
 use crate::telemetry::Now;
 
+use super::audience::Word;
 use super::profile::boxed;
 use super::segmenter::{Out, Piece};
 use super::{ClientKey, Cutting, Effect, Effects, Held, Refusal, Refused, Session};
@@ -89,6 +90,7 @@ impl Session {
             Some(range) if range.end == index => range.end += 1,
             _ => self.stream_indices.push(index..index + 1),
         }
+        let goes_on = self.turn.is_some();
         let turn = self.turn.take().unwrap_or_else(|| TurnId::fresh(fastrand::u128(..)));
         if !piece.cut.closes_turn() {
             self.turn = Some(turn);
@@ -109,7 +111,8 @@ impl Session {
         };
         let chunks = self.stream.cut(index, piece.audio.len());
         let (audio, received_us) = (Audio::Raw(piece.audio), piece.received_us);
-        Cutting { spec, audio, received_us, chunks, key: None }
+        let (spec, for_others) = self.jobs_of(spec, goes_on);
+        Cutting { spec, for_others, audio, received_us, chunks, key: None }
     }
 
     /// A job description with the session's own values.
@@ -138,6 +141,7 @@ impl Session {
             streaming_asr: p.streaming_asr,
             partial_interval_ms: p.partial_interval_ms,
             client_sent_ms: None,
+            audience: None,
         }
     }
 
@@ -192,7 +196,9 @@ impl Session {
         };
         let key =
             head.idempotency_key.map(|text| ClientKey { text, digest: digest(&audio, &spec) });
-        Cutting { spec, audio: Audio::Base64(audio), received_us: now.us, chunks: None, key }
+        let (spec, for_others) = self.jobs_of_whole(spec);
+        let audio = Audio::Base64(audio);
+        Cutting { spec, for_others, audio, received_us: now.us, chunks: None, key }
     }
 
     /// The recording `index` went out: what waited for it follows.
@@ -289,6 +295,7 @@ impl Session {
         }
         let frame = self.missing(index, reason, now);
         self.traces.remove(&index);
+        self.shared.remove(&index);
         let mut job = JobId(0);
         // A client that does not acknowledge what it has is not owed more.
         if let Some(chunks) = chunks.filter(|_| refusal.stored && !self.owes_acks()) {
@@ -297,7 +304,8 @@ impl Session {
             let frame = bytes::Bytes::new();
             self.refusals.insert(job, Refused { index, job, code, why, chunks, frame });
         }
-        self.sequencer.settle(index, (job, frame), now.us, &mut self.releases);
+        let word = Word { job, frame: Some(frame), heard: Vec::new() };
+        self.sequencer.settle(index, word, now.us, &mut self.releases);
         if self.segmenter.next_tick().is_some() {
             self.pause(refusal.retry_after_ms, now, effects);
         }

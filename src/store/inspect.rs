@@ -193,6 +193,11 @@ impl ReadOnly {
         Ok(jobs)
     }
 
+    /// The rooms.
+    pub fn rooms(&self) -> Result<Vec<RoomRow>, StoreError> {
+        self.all(tables::ROOMS, "rooms")
+    }
+
     /// Sessions not closed.
     pub fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
         self.all(tables::SESSIONS, "sessions")

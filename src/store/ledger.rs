@@ -16,7 +16,7 @@ use super::record::*;
 use super::tables::{ONLY, Tables, TakenJob};
 use super::{Committed, StoreError, StoreOptions, Write};
 use crate::protocol::ids::{JobId, SessionId};
-use crate::protocol::job::{Audio, ChunkMark};
+use crate::protocol::job::{Audio, ChunkMark, Heard};
 
 /// Old rows of each kind forgotten with one commit, beside two for every job it ends: retention
 /// keeps pace with the work and never makes a transaction of its own size.
@@ -144,9 +144,9 @@ impl Ledger {
         now_ms: u64,
     ) -> Result<Committed, StoreError> {
         match write {
-            Write::SettleJob { terminal, outbox, dead, refused } => {
+            Write::SettleJob { terminal, outbox, heard, dead, refused } => {
                 let (frame, dead, refused) = (outbox.as_deref(), *dead, *refused);
-                let end = End { terminal, frame, dead, refused };
+                let end = End { terminal, frame, heard, dead, refused };
                 return self.settle(tables, end, now_ms);
             }
             Write::Delivered { session, through_seq } => tables.deliver(session.0, *through_seq)?,
@@ -170,9 +170,14 @@ impl Ledger {
                 let value = tables.sealed(row);
                 tables.pools.insert(ONLY, value.as_slice())?;
             }
+            Write::Room(row) => {
+                let value = tables.sealed(row);
+                tables.rooms.insert(row.code.0, value.as_slice())?;
+            }
+            Write::DropRoom(code) => drop(tables.rooms.remove(code.0)?),
             Write::DropDeadLetter(id) => tables.drop_dead_letter(*id)?,
         }
-        Ok(Committed { outbox_seq: None, ended_before: false })
+        Ok(Committed::default())
     }
 
     /// What belongs to the transaction and to no single write.
@@ -227,12 +232,12 @@ impl Ledger {
     fn settle(
         &mut self,
         tables: &mut Tables<'_>,
-        End { terminal, frame, dead, refused }: End<'_>,
+        End { terminal, frame, heard, dead, refused }: End<'_>,
         now_ms: u64,
     ) -> Result<Committed, StoreError> {
         let id = terminal.id.0;
         if tables.terminals.get(id)?.is_some() {
-            return Ok(Committed { outbox_seq: None, ended_before: true });
+            return Ok(Committed { ended_before: true, ..Committed::default() });
         }
         self.batch.settled += 1;
         tables.put_terminal(terminal)?;
@@ -244,22 +249,42 @@ impl Ledger {
         progress.chunks = progress.chunks.max(refused);
         let behind = terminal.utterance_index.saturating_add(1);
         progress.next_index = progress.next_index.max(behind);
-        let seq = frame.map(|_| progress.next_seq);
-        if let (Some(seq), Some(frame)) = (seq, frame) {
-            progress.next_seq += 1;
-            tables.put_outbox(&OutboxRow {
-                session: terminal.session,
-                seq,
-                job: terminal.id,
-                utterance_index: terminal.utterance_index,
-                created_unix_ms: now_ms,
-                frame: frame.to_vec(),
-            })?;
+        let owed = frame.map(|frame| self.owe(tables, terminal, terminal.session, frame, now_ms));
+        let seq = owed.transpose()?;
+        let mut heard_seqs = Vec::new();
+        for Heard { listeners, frame } in heard {
+            for listener in listeners {
+                heard_seqs.push(self.owe(tables, terminal, *listener, frame, now_ms)?);
+            }
         }
         if dead {
             self.bury_job(tables, terminal, job, seq, now_ms)?;
         }
-        Ok(Committed { outbox_seq: seq, ended_before: false })
+        Ok(Committed { outbox_seq: seq, heard_seqs, ended_before: false })
+    }
+
+    /// A session is owed a frame about the end of a job, of its own or of another that it listened
+    /// to. Returns the frame's number.
+    fn owe(
+        &mut self,
+        tables: &mut Tables<'_>,
+        of: &TerminalRow,
+        session: SessionId,
+        frame: &[u8],
+        now_ms: u64,
+    ) -> Result<u64, StoreError> {
+        let progress = self.progress(tables, session, now_ms)?;
+        let seq = progress.next_seq;
+        progress.next_seq += 1;
+        tables.put_outbox(&OutboxRow {
+            session,
+            seq,
+            job: of.id,
+            utterance_index: of.utterance_index,
+            created_unix_ms: now_ms,
+            frame: frame.to_vec(),
+        })?;
+        Ok(seq)
     }
 
     /// Keeps a job that has just ended as a dead letter. Where its acceptance is still to come,
@@ -521,6 +546,8 @@ struct End<'a> {
     terminal: &'a TerminalRow,
     /// What its session is owed for it.
     frame: Option<&'a [u8]>,
+    /// What others are owed for it.
+    heard: &'a [Heard],
     /// Whether the job is kept as a dead letter.
     dead: bool,
     /// Of what was refused: its mark in the audio stream.

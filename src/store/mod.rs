@@ -47,14 +47,14 @@ pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use medium::{IoStats, Medium, Space};
 pub use pressure::{Health, Pressure, Watermark, Watermarks};
 pub use record::{
-    DeadLetterRow, IdemRow, JobRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, SessionRow,
-    TerminalRow,
+    DeadLetterRow, IdemRow, JobRow, MemberRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, RoomRow,
+    SessionRow, TerminalRow,
 };
 
 pub use stepper::Stepper;
 
-use crate::protocol::ids::{JobId, SessionId};
-use crate::protocol::job::{Audio, ChunkMark};
+use crate::protocol::ids::{JobId, RoomCode, SessionId};
+use crate::protocol::job::{Audio, ChunkMark, Heard};
 use medium::{Directory, Tally};
 use pressure::Patience;
 use writer::{Hooks, Shared, Writer};
@@ -89,7 +89,7 @@ pub struct StoreOptions {
     pub lane_results: usize,
     /// Capacity of the lane of accepted jobs and of sessions, in writes.
     pub lane_accepts: usize,
-    /// Capacity of the lane of nodes and pools, in writes.
+    /// Capacity of the lane of nodes, pools and rooms, in writes.
     pub lane_housekeeping: usize,
 }
 
@@ -139,6 +139,8 @@ pub enum Write {
         terminal: Box<TerminalRow>,
         /// The frame owed to its session, which gets the session's next number.
         outbox: Option<Bytes>,
+        /// The frames owed to other sessions, each of which gets that session's next number.
+        heard: Vec<Heard>,
         /// Whether the job and its audio are kept as a dead letter with the reason `failed`. If
         /// its acceptance comes later, they are added then.
         dead: bool,
@@ -166,6 +168,10 @@ pub enum Write {
     Node(NodeRow),
     /// The pool configuration changed.
     Pools(PoolConfigRow),
+    /// A room was made, or changed.
+    Room(RoomRow),
+    /// A room is no more.
+    DropRoom(RoomCode),
     /// A dead letter is not needed any more.
     DropDeadLetter(u64),
 }
@@ -175,11 +181,14 @@ pub enum Write {
 pub type Done = Box<dyn FnOnce(Committed) + Send>;
 
 /// What a write came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Committed {
     /// Number given to the frame of a `SettleJob`: from 1, without gaps within a session. None if
     /// there was no frame, or if the job had ended before.
     pub outbox_seq: Option<u64>,
+    /// Numbers given to the frames that others are owed, in the order of the write's listeners;
+    /// empty if the job had ended before.
+    pub heard_seqs: Vec<u64>,
     /// Whether the job of a `SettleJob` had ended before: the write changed nothing.
     pub ended_before: bool,
 }
@@ -224,6 +233,8 @@ pub struct Recovered {
     pub nodes: Vec<NodeRow>,
     /// Pool configuration in force.
     pub pools: Option<PoolConfigRow>,
+    /// Rooms, by code.
+    pub rooms: Vec<RoomRow>,
     /// Frames still owed, over all sessions; see [`Store::outbox`].
     pub outbox_rows: u64,
     /// Dead letters kept; see [`Store::dead_letters`].
@@ -277,7 +288,7 @@ pub struct StoreStats {
     pub queued_results: usize,
     /// Accepted jobs and sessions waiting.
     pub queued_accepts: usize,
-    /// Nodes and pools waiting.
+    /// Nodes, pools and rooms waiting.
     pub queued_housekeeping: usize,
     /// Transactions committed.
     pub commits: u64,

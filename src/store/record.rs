@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 use super::codec::Record;
-use crate::protocol::ids::{JobId, Lang, NodeId, SessionId};
+use crate::protocol::ids::{JobId, Lang, NodeId, RoomCode, SessionId};
 use crate::protocol::job::{ChunkMark, JobSpec, Outcome};
 
 macro_rules! records {
@@ -21,15 +21,16 @@ macro_rules! records {
 records! {
     MetaRow: 0x01 v 1;
     SessionRow: 0x02 v 2;
-    JobRow: 0x03 v 2;
+    JobRow: 0x03 v 3;
     TerminalRow: 0x04 v 1;
     OutboxRow: 0x05 v 2;
     IdemRow: 0x06 v 2;
     NodeRow: 0x07 v 1;
     PoolConfigRow: 0x08 v 1;
     ProgressRow: 0x09 v 2;
-    DeadLetterRow: 0x0a v 1;
+    DeadLetterRow: 0x0a v 2;
     CountersRow: 0x0b v 1;
+    RoomRow: 0x0c v 1;
 }
 
 /// The database itself.
@@ -191,6 +192,40 @@ pub struct PoolConfigRow {
     pub text: String,
 }
 
+/// A room, with those who are in it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RoomRow {
+    /// The number by which it is joined.
+    pub code: RoomCode,
+    /// Its name for as long as it exists; codes are used again.
+    pub room_id: u128,
+    /// When it was made, or when somebody in it last spoke or came, Unix milliseconds.
+    pub active_unix_ms: u64,
+    /// The seat that the next one to come gets.
+    pub next_seat: u32,
+    /// In the order in which they came.
+    pub members: Vec<MemberRow>,
+}
+
+/// Somebody in a room.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct MemberRow {
+    /// Their session.
+    pub session: SessionId,
+    /// Their seat, which nobody else ever gets.
+    pub seat: u32,
+    /// As they call themselves.
+    pub display_name: Option<String>,
+    /// The language they said they want to hear.
+    pub preferred_lang: Option<Lang>,
+    /// The language they hear.
+    pub lang: Lang,
+    /// Whose own voice they want to hear or not, as far as they said.
+    pub raw_voice: Vec<(SessionId, bool)>,
+    /// When they came, Unix milliseconds.
+    pub joined_unix_ms: u64,
+}
+
 /// What was not delivered, or not done, and is kept for people to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DeadLetterRow {
@@ -254,7 +289,7 @@ pub(super) mod samples {
 
     use super::*;
     use crate::protocol::ids::TurnId;
-    use crate::protocol::job::{Cut, FeatureFlags, Pipeline};
+    use crate::protocol::job::{Audience, Cut, FeatureFlags, Pipeline};
 
     fn lang(tag: &str) -> Lang {
         tag.parse().unwrap()
@@ -284,6 +319,7 @@ pub(super) mod samples {
             streaming_asr: false,
             partial_interval_ms: 0,
             client_sent_ms: None,
+            audience: None,
         };
         let id = JobId(id);
         JobRow {
@@ -321,6 +357,14 @@ pub(super) mod samples {
             streaming_asr: true,
             partial_interval_ms: 1_000,
             client_sent_ms: Some(-1),
+            audience: Some(Box::new(Audience {
+                room: RoomCode(123_456),
+                seat: 3,
+                primary: true,
+                wanted: false,
+                listeners: vec![SessionId(1), SessionId(2)],
+                readers: vec![SessionId(3)],
+            })),
         };
         let chunks = Some(ChunkMark { through: 12, skip: 340 });
         JobRow { spec, accepted_unix_ms: 1_000, attempts: 3, chunks, ..plain_job(id) }
@@ -354,6 +398,24 @@ pub(super) mod samples {
             node: Some(NodeId::from("node-1")),
             settled_unix_ms: 2_000,
             explanation: b"{}".to_vec(),
+        }
+    }
+
+    pub(in crate::store) fn full_room(code: u32) -> RoomRow {
+        RoomRow {
+            code: RoomCode(code),
+            room_id: 9,
+            active_unix_ms: 7,
+            next_seat: 5,
+            members: vec![MemberRow {
+                session: SessionId(77),
+                seat: 4,
+                display_name: Some("Bob".into()),
+                preferred_lang: Some(lang("de")),
+                lang: lang("de"),
+                raw_voice: vec![(SessionId(78), false)],
+                joined_unix_ms: 6,
+            }],
         }
     }
 

@@ -26,7 +26,7 @@ use crate::protocol::ids::{JobId, SessionId};
 use crate::protocol::job::Outcome;
 
 /// Layout of the tables.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Opens a medium's database, making one where there has never been one.
 pub(super) fn open(
@@ -139,6 +139,7 @@ pub(super) fn recover(
         idempotency: scan.idempotency,
         nodes: scan.nodes,
         pools: scan.pools,
+        rooms: scan.rooms,
         outbox_rows: scan.outbox_rows,
         dead_letters: scan.dead_letters,
         bad_rows: scan.bad.len() as u64,
@@ -187,6 +188,7 @@ enum Place {
     Idempotency(u64, u128),
     Node(String),
     Pools,
+    Room(u32),
 }
 
 /// A row that was not believed.
@@ -204,6 +206,7 @@ struct Scan {
     idempotency: Vec<IdemRow>,
     nodes: Vec<NodeRow>,
     pools: Option<PoolConfigRow>,
+    rooms: Vec<RoomRow>,
     outbox_rows: u64,
     dead_letters: u64,
     /// What is to be stored of the progress of sessions: as it is, and as it has to be.
@@ -257,6 +260,10 @@ impl Scan {
                 true
             },
         )?;
+        let rooms = &mut self.rooms;
+        each(txn, tables::ROOMS, bad, Place::Room, |code, row: RoomRow| {
+            keep(rooms, row.code.0 == code, row)
+        })?;
         if let Some(value) = txn.open_table(tables::META)?.get(COUNTERS)?
             && let Err(error) = codec::decode::<CountersRow>(value.value())
         {
@@ -305,26 +312,31 @@ impl Scan {
 
     /// What is owed to each session.
     fn read_outbox(&mut self, txn: &ReadTransaction) -> Result<BTreeMap<u64, Owed>, StoreError> {
-        let owed = std::cell::RefCell::new(BTreeMap::<u64, Owed>::default());
-        let place = |(session, seq)| {
-            // Keys come in order, so the last of a session stays. An unreadable row has a number
-            // too, which must not be given twice.
-            owed.borrow_mut().entry(session).or_default().behind = seq + 1;
-            Place::Outbox(session, seq)
-        };
-        let rows = &mut self.outbox_rows;
+        let mut owed: BTreeMap<u64, Owed> = BTreeMap::new();
+        let place = |(session, seq)| Place::Outbox(session, seq);
+        let (rows, bad_before) = (&mut self.outbox_rows, self.bad.len());
         each(txn, tables::OUTBOX, &mut self.bad, place, |(session, seq), row: OutboxRow| {
+            // The row is proven and its key is not: the number that was given is in the row.
+            let of = owed.entry(row.session.0).or_default();
+            of.behind = of.behind.max(row.seq.saturating_add(1));
             if (row.session.0, row.seq) != (session, seq) {
                 return false;
             }
             *rows += 1;
-            let mut owed = owed.borrow_mut();
-            let owed = owed.entry(session).or_default();
-            owed.span = Some((owed.span.map_or(seq, |(first, _)| first), seq));
-            owed.bytes += row.frame.len() as u64;
+            of.span = Some((of.span.map_or(seq, |(first, _)| first), seq));
+            of.bytes += row.frame.len() as u64;
             true
         })?;
-        Ok(owed.into_inner())
+        for Bad { place, error, .. } in &self.bad[bad_before..] {
+            // An unreadable row has a number too, which must not be given twice.
+            if let Place::Outbox(session, seq) = place
+                && *error != CodecError::Misplaced
+            {
+                let of = owed.entry(*session).or_default();
+                of.behind = of.behind.max(seq.saturating_add(1));
+            }
+        }
+        Ok(owed)
     }
 
     /// The sessions, each with how far it has come. A session whose progress is unreadable is
@@ -478,6 +490,7 @@ impl Place {
             }
             Place::Node(id) => ("nodes", id.as_bytes().to_vec()),
             Place::Pools => ("pools", vec![ONLY]),
+            Place::Room(code) => ("rooms", code.to_be_bytes().to_vec()),
         }
     }
 
@@ -492,6 +505,7 @@ impl Place {
             Place::Idempotency(expires, key) => drop(all.idempotency.remove((*expires, *key))?),
             Place::Node(id) => drop(all.nodes.remove(id.as_str())?),
             Place::Pools => drop(all.pools.remove(ONLY)?),
+            Place::Room(code) => drop(all.rooms.remove(code)?),
         }
         Ok(())
     }

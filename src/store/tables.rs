@@ -27,6 +27,7 @@ pub(super) const DEAD_AUDIO: Def<u64> = TableDefinition::new("dead_letter_audio"
 pub(super) const IDEMPOTENCY: Def<(u64, u128)> = TableDefinition::new("idempotency");
 pub(super) const NODES: Def<&'static str> = TableDefinition::new("nodes");
 pub(super) const POOLS: Def<u8> = TableDefinition::new("pools");
+pub(super) const ROOMS: Def<u32> = TableDefinition::new("rooms");
 pub(super) const QUARANTINE: Def<(&'static str, &'static [u8])> =
     TableDefinition::new("quarantine");
 
@@ -51,6 +52,7 @@ pub(super) struct Tables<'t> {
     pub(super) idempotency: Rows<'t, (u64, u128)>,
     pub(super) nodes: Rows<'t, &'static str>,
     pub(super) pools: Rows<'t, u8>,
+    pub(super) rooms: Rows<'t, u32>,
     pub(super) quarantine: Rows<'t, (&'static str, &'static [u8])>,
     /// Bytes of the values put so far.
     pub(super) bytes_put: u64,
@@ -75,6 +77,7 @@ impl<'t> Tables<'t> {
             idempotency: txn.open_table(IDEMPOTENCY)?,
             nodes: txn.open_table(NODES)?,
             pools: txn.open_table(POOLS)?,
+            rooms: txn.open_table(ROOMS)?,
             quarantine: txn.open_table(QUARANTINE)?,
             bytes_put: 0,
             rows_put: 0,

@@ -193,7 +193,11 @@ impl Shared {
             Write::AcceptJob { .. } | Write::OpenSession(_) | Write::CloseSession(_) => {
                 &self.accepts
             }
-            Write::Node(_) | Write::Pools(_) | Write::DropDeadLetter(_) => &self.housekeeping,
+            Write::Node(_)
+            | Write::Pools(_)
+            | Write::Room(_)
+            | Write::DropRoom(_)
+            | Write::DropDeadLetter(_) => &self.housekeeping,
         };
         let pushed = lane.push(Entry { write, done });
         pushed.map_err(|Entry { write, done }| Refused { write, done, why: Why::Full })
@@ -477,8 +481,10 @@ fn weight(write: &Write) -> usize {
     SMALL
         + match write {
             Write::AcceptJob { audio, .. } => audio.held_len(),
-            Write::SettleJob { terminal, outbox, .. } => {
-                terminal.explanation.len() + outbox.as_ref().map_or(0, Bytes::len)
+            Write::SettleJob { terminal, outbox, heard, .. } => {
+                let heard = heard.iter().map(|heard| heard.listeners.len() * heard.frame.len());
+                let outbox = outbox.as_ref().map_or(0, Bytes::len);
+                terminal.explanation.len() + outbox + heard.sum::<usize>()
             }
             Write::Pools(row) => row.text.len(),
             _ => 0,

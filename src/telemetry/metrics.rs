@@ -81,6 +81,14 @@ metrics! {
         "Clients lost that may come back, and what became of those that did.";
     counter replays = "utterd_outbox_replays_total"
         "Times that results were read back from disk for a client.";
+    gauge rooms = "utterd_rooms"
+        "Rooms there are.";
+    gauge room_members = "utterd_room_members"
+        "Sessions in rooms.";
+    counters room_faults = "utterd_room_requests_refused_total" ["why"]
+        "Messages about rooms that had no effect, by cause.";
+    counters signals = "utterd_room_signals_total" ["outcome"]
+        "Messages between members of a room that set up a call: relayed or dropped.";
     counter audio_bytes = "utterd_audio_received_bytes_total"
         "Bytes of speech received, decoded.";
     counters audio_dropped = "utterd_audio_dropped_bytes_total" ["why"]

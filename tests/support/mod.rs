@@ -260,6 +260,11 @@ impl Peer {
         self.read(SOON).await.expect("nothing came")
     }
 
+    /// The next message, of any type; none when the connection ends, or nothing comes any more.
+    pub async fn next_within(&mut self) -> Option<Value> {
+        self.read(SOON).await.ok().flatten()
+    }
+
     /// `Err` when nothing came in time, `Ok(None)` when the connection ended.
     async fn read(
         &mut self,

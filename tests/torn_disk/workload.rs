@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use utterd::protocol::job::{ChunkMark, Cut, JobSpec, Outcome, Pipeline};
-use utterd::protocol::{JobId, Lang, NodeId, SessionId, TurnId};
+use utterd::protocol::job::{ChunkMark, Cut, Heard, JobSpec, Outcome, Pipeline};
+use utterd::protocol::{JobId, Lang, NodeId, RoomCode, SessionId, TurnId};
 use utterd::store::*;
 
 use super::SESSIONS;
@@ -62,7 +62,11 @@ impl Workload {
             3..=4 => Write::Delivered { session, through_seq },
             5 => Write::Forfeit { session, through_seq, why: "overflow" },
             6 => Write::Node(node_row(random.u8(..3), now)),
-            7..=8 => Write::DropDeadLetter(random.u64(..=world.last_letter)),
+            7 => match random.bool() {
+                true => Write::Room(room_row(random, session, now)),
+                false => Write::DropRoom(room_code(random)),
+            },
+            8 => Write::DropDeadLetter(random.u64(..=world.last_letter)),
             9..=13 => {
                 let late = self.to_accept.pop();
                 let id = late.unwrap_or_else(|| self.next_job());
@@ -103,10 +107,12 @@ impl Workload {
         for (write, answer) in writes.iter().zip(answers) {
             match write {
                 Write::AcceptJob { row, .. } => self.accepting.push(row.id.0),
-                Write::SettleJob { terminal, .. } if !answer.ended_before => {
+                Write::SettleJob { terminal, heard, .. } if !answer.ended_before => {
                     self.ending.push(terminal.id.0);
                     let given = answer.outbox_seq.map(|seq| (terminal.session.0, seq));
-                    self.giving.extend(given);
+                    let listeners = heard.iter().flat_map(|heard| &heard.listeners);
+                    let heard = listeners.map(|listener| listener.0).zip(answer.heard_seqs.clone());
+                    self.giving.extend(given.into_iter().chain(heard));
                 }
                 _ => {}
             }
@@ -177,6 +183,29 @@ fn session_row(id: SessionId, now: u64) -> SessionRow {
     }
 }
 
+fn room_code(random: &mut fastrand::Rng) -> RoomCode {
+    RoomCode(random.u32(100_000..100_003))
+}
+
+fn room_row(random: &mut fastrand::Rng, session: SessionId, now: u64) -> RoomRow {
+    let member = MemberRow {
+        session,
+        seat: 1,
+        display_name: random.bool().then(|| "name".to_owned()),
+        preferred_lang: None,
+        lang: lang("de"),
+        raw_voice: vec![(SessionId(random.u64(..9)), random.bool())],
+        joined_unix_ms: now,
+    };
+    RoomRow {
+        code: room_code(random),
+        room_id: random.u128(..),
+        active_unix_ms: now,
+        next_seat: 2,
+        members: vec![member; random.usize(..3)],
+    }
+}
+
 fn node_row(n: u8, now: u64) -> NodeRow {
     NodeRow {
         id: NodeId::from(format!("node-{n}").as_str()),
@@ -211,6 +240,7 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        audience: None,
     };
     let chunks = random.bool().then(|| mark(random));
     let row = JobRow {
@@ -250,5 +280,16 @@ fn settle(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
     };
     let outbox = (random.u8(..4) > 0).then(|| Bytes::from(vec![id as u8; random.usize(..5_000)]));
     let refused = (random.u8(..8) == 0).then(|| mark(random));
-    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: random.u8(..4) == 0, refused }
+    let mut heard = Vec::new();
+    while random.u8(..4) == 0 {
+        let listeners = (0..random.usize(..3)).map(|_| SessionId(random.u64(..SESSIONS))).collect();
+        heard.push(Heard { listeners, frame: Bytes::from(vec![id as u8; random.usize(..2_000)]) });
+    }
+    Write::SettleJob {
+        terminal: Box::new(terminal),
+        outbox,
+        heard,
+        dead: random.u8(..4) == 0,
+        refused,
+    }
 }

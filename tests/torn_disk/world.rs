@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use utterd::protocol::job::{Audio, ChunkMark};
+use utterd::protocol::job::{Audio, ChunkMark, Heard};
 use utterd::protocol::{JobId, SessionId};
 use utterd::store::*;
 
@@ -41,6 +41,7 @@ pub struct World {
     pub idempotency: BTreeMap<u128, IdemRow>,
     pub nodes: BTreeMap<String, NodeRow>,
     pub pools: Option<PoolConfigRow>,
+    pub rooms: BTreeMap<u32, RoomRow>,
     pub letters: BTreeMap<u64, (DeadLetterRow, Option<Bytes>)>,
     pub last_letter: u64,
     /// Jobs that ended before their acceptance, each with the letter that waits for it. Memory of
@@ -57,7 +58,7 @@ impl World {
     }
 
     fn write(&mut self, write: &Write, now: u64) -> Committed {
-        let mut answer = Committed { outbox_seq: None, ended_before: false };
+        let mut answer = Committed::default();
         match write {
             Write::OpenSession(row) => {
                 self.touch(row.id.0, now).idle = None;
@@ -76,8 +77,9 @@ impl World {
                     self.idempotency.insert(key.key, key.clone());
                 }
             }
-            Write::SettleJob { terminal, outbox, dead, refused } => {
-                answer = self.settle(terminal, outbox.as_ref(), (*dead, *refused), now);
+            Write::SettleJob { terminal, outbox, heard, dead, refused } => {
+                let frames = (outbox.as_ref(), heard.as_slice());
+                answer = self.settle(terminal, frames, (*dead, *refused), now);
             }
             Write::Delivered { session, through_seq } => {
                 self.outbox.retain(|(s, seq), _| *s != session.0 || seq > through_seq);
@@ -87,6 +89,8 @@ impl World {
             }
             Write::Node(row) => drop(self.nodes.insert(row.id.to_string(), row.clone())),
             Write::Pools(row) => self.pools = Some(row.clone()),
+            Write::Room(row) => drop(self.rooms.insert(row.code.0, row.clone())),
+            Write::DropRoom(code) => drop(self.rooms.remove(&code.0)),
             Write::DropDeadLetter(id) => drop(self.letters.remove(id)),
         }
         answer
@@ -128,30 +132,23 @@ impl World {
     fn settle(
         &mut self,
         end: &TerminalRow,
-        frame: Option<&Bytes>,
+        (frame, heard): (Option<&Bytes>, &[Heard]),
         (dead, refused): (bool, Option<ChunkMark>),
         now: u64,
     ) -> Committed {
         if self.terminals.contains_key(&end.id.0) {
-            return Committed { outbox_seq: None, ended_before: true };
+            return Committed { ended_before: true, ..Committed::default() };
         }
         self.terminals.insert(end.id.0, end.clone());
         let job = self.jobs.remove(&end.id.0);
         let progress = self.touch(end.session.0, now);
         progress.next_index = progress.next_index.max(end.utterance_index + 1);
         progress.chunks = progress.chunks.max(refused);
-        let seq = frame.map(|_| progress.next_seq);
-        progress.next_seq += u64::from(frame.is_some());
-        if let (Some(seq), Some(frame)) = (seq, frame) {
-            let row = OutboxRow {
-                session: end.session,
-                seq,
-                job: end.id,
-                utterance_index: end.utterance_index,
-                created_unix_ms: now,
-                frame: frame.to_vec(),
-            };
-            self.outbox.insert((end.session.0, seq), row);
+        let seq = frame.map(|frame| self.owe(end, end.session, frame, now));
+        let mut heard_seqs = Vec::new();
+        for one in heard {
+            let owe = |listener: &SessionId| self.owe(end, *listener, &one.frame, now);
+            heard_seqs.extend(one.listeners.iter().map(owe));
         }
         let early = job.is_none() && (dead || refused.is_none());
         let letter = dead.then(|| {
@@ -165,7 +162,23 @@ impl World {
         if early {
             self.early.insert(end.id.0, letter);
         }
-        Committed { outbox_seq: seq, ended_before: false }
+        Committed { outbox_seq: seq, heard_seqs, ended_before: false }
+    }
+
+    fn owe(&mut self, end: &TerminalRow, session: SessionId, frame: &Bytes, now: u64) -> u64 {
+        let progress = self.touch(session.0, now);
+        let seq = progress.next_seq;
+        progress.next_seq += 1;
+        let row = OutboxRow {
+            session,
+            seq,
+            job: end.id,
+            utterance_index: end.utterance_index,
+            created_unix_ms: now,
+            frame: frame.to_vec(),
+        };
+        self.outbox.insert((session.0, seq), row);
+        seq
     }
 
     fn letter(
@@ -263,6 +276,8 @@ impl World {
             return Some(format!("frames, letters, bad rows {counts:?}, not {wanted:?}"));
         } else if found.nodes != nodes || found.pools != self.pools {
             return Some("nodes or pools".to_owned());
+        } else if !found.rooms.iter().eq(self.rooms.values()) {
+            return Some(format!("rooms {:?}, not {:?}", found.rooms, self.rooms));
         }
         self.differs_within(reader)
     }

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::table::tests::spec;
 use super::*;
 use crate::node::pool::Publisher;
 use crate::node::tests::report_of;
@@ -19,6 +18,7 @@ use crate::node::{Attached, State as NodeState};
 use crate::protocol::NodeId;
 use crate::protocol::TurnId;
 use crate::protocol::hello::AckStatus;
+use crate::protocol::job::samples::spec;
 use crate::protocol::job::{Cut, Outcome};
 use crate::protocol::node::NodeFault;
 

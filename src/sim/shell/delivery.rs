@@ -42,6 +42,8 @@ impl Life {
             Effect::Forfeit(through_seq) => self.forfeit(id, through_seq, env),
             Effect::Submit(cutting) => self.submit(id, *cutting, now, env),
             Effect::Record { job, frame, .. } => self.record(id, job, frame, env),
+            // There are no rooms here.
+            Effect::Said(_) => {}
             Effect::Refuse(refused) => self.keep_refusal(id, *refused, env),
             Effect::Cancel(jobs) => self.cancel(jobs, now, env),
             Effect::EndTurn(turn) => {
@@ -152,11 +154,11 @@ impl Life {
     }
 
     /// Keeps the last word on a job; the client is told when that is done.
-    fn record(&mut self, id: TaskId, job: JobId, frame: Bytes, env: &mut Env) {
+    fn record(&mut self, id: TaskId, job: JobId, frame: Option<Bytes>, env: &mut Env) {
         let Some(open) = self.tasks.get_mut(&id).and_then(|t| t.open.as_mut()) else { return };
         let session = open.session.id;
         let Some(job) = open.settled.remove(&job) else { return };
-        if self.record_job(&job, Some(frame), Some(session), env).is_err() {
+        if self.record_job(&job, frame, Some(session), env).is_err() {
             env.counts.reached("outcome_not_kept");
         }
     }
@@ -169,7 +171,13 @@ impl Life {
         let reason = (code.as_str(), why);
         let terminal = TerminalRow::refusal(job, (session, index), reason, self.now(env).unix_ms);
         let (terminal, refused) = (Box::new(terminal), Some(chunks));
-        let write = Write::SettleJob { terminal, outbox: Some(frame), dead: false, refused };
+        let write = Write::SettleJob {
+            terminal,
+            outbox: Some(frame),
+            heard: Vec::new(),
+            dead: false,
+            refused,
+        };
         if self.submit_write(write, Then::Told(session, job), env).is_err() {
             env.counts.reached("outcome_not_kept");
         }

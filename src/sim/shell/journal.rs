@@ -65,7 +65,11 @@ impl Journal {
         match write {
             Write::SettleJob { .. } | Write::Delivered { .. } | Write::Forfeit { .. } => 0,
             Write::AcceptJob { .. } | Write::OpenSession(_) | Write::CloseSession(_) => 1,
-            Write::Node(_) | Write::Pools(_) | Write::DropDeadLetter(_) => 2,
+            Write::Node(_)
+            | Write::Pools(_)
+            | Write::Room(_)
+            | Write::DropRoom(_)
+            | Write::DropDeadLetter(_) => 2,
         }
     }
 

@@ -165,6 +165,7 @@ impl Life {
             answer,
             elapsed_ms,
             network: NetworkTimings::default(),
+            others: None,
         };
         self.deliver(job.spec.session, Mail::Settled(Arc::clone(job), news), env);
     }
@@ -205,7 +206,13 @@ impl Life {
         if dead {
             env.counts.reached("dead_letter_failed");
         }
-        let write = Write::SettleJob { terminal: Box::new(terminal), outbox, dead, refused: None };
+        let write = Write::SettleJob {
+            terminal: Box::new(terminal),
+            outbox,
+            heard: Vec::new(),
+            dead,
+            refused: None,
+        };
         self.submit_write(write, Then::Recorded(Arc::clone(job), session), env)
     }
 

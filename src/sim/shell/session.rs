@@ -260,7 +260,7 @@ impl Life {
         };
         let open = self.tasks.get(&id).is_some_and(|t| t.open.is_some());
         match request {
-            Request::WrongDirection(_) | Request::NotOffered(_) => {}
+            Request::WrongDirection(_) | Request::Room(_) | Request::Signal(_) => {}
             Request::Init(init) => self.init(id, *init, frame, env),
             Request::Resume(resume) => self.resume(id, *resume, env),
             request if open => self.input(id, Input::Request(request), env),
@@ -541,7 +541,7 @@ impl Life {
         now: Now,
         env: &mut Env,
     ) -> Result<Submitted, Denied> {
-        let Cutting { spec, audio, received_us, chunks, key } = cutting;
+        let Cutting { spec, audio, received_us, chunks, key, for_others: _ } = cutting;
         let key = key.map(|key| job::ClientKey { text: key.text, digest: key.digest });
         let submission = Submission { spec, audio, received_us, cut_us: now.us, chunks, key };
         if let Some(job) = self.scheduler.known(&submission)? {

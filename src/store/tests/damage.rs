@@ -121,7 +121,7 @@ fn a_database_of_an_older_layout_is_refused_by_name() {
     damage(&dir, tables::META, tables::ONLY, |value| *value = codec::encode(&old));
     let refused = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
     assert!(matches!(refused, StoreError::OtherRelease { .. }), "{refused}");
-    assert!(refused.to_string().contains("table layout 1 where 3 is known"), "{refused}");
+    assert!(refused.to_string().contains("table layout 1 where 4 is known"), "{refused}");
 }
 
 #[test]

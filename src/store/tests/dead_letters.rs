@@ -5,7 +5,7 @@ use super::*;
 fn dead(id: u128, frame: Option<&'static [u8]>) -> Write {
     match settle(id, 77, frame) {
         Write::SettleJob { terminal, outbox, .. } => {
-            Write::SettleJob { terminal, outbox, dead: true, refused: None }
+            Write::SettleJob { terminal, outbox, heard: Vec::new(), dead: true, refused: None }
         }
         other => other,
     }

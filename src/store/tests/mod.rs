@@ -50,7 +50,13 @@ fn accept(id: u128, audio: &'static [u8]) -> Write {
 fn settle(id: u128, session: u64, frame: Option<&'static [u8]>) -> Write {
     let terminal = TerminalRow { session: SessionId(session), ..full_terminal(id) };
     let outbox = frame.map(Bytes::from_static);
-    Write::SettleJob { terminal: Box::new(terminal), outbox, dead: false, refused: None }
+    Write::SettleJob {
+        terminal: Box::new(terminal),
+        outbox,
+        heard: Vec::new(),
+        dead: false,
+        refused: None,
+    }
 }
 
 /// Holds the writer inside a callback until the sender is dropped.
@@ -174,8 +180,14 @@ fn the_first_end_of_a_job_wins() {
     assert_eq!(put(&store, settle(1, 77, Some(b"first"))).outbox_seq, Some(1));
     let late = TerminalRow { outcome: Outcome::Succeeded, ..full_terminal(1) };
     let outbox = Some(Bytes::from_static(b"second"));
-    let late = Write::SettleJob { terminal: Box::new(late), outbox, dead: false, refused: None };
-    assert_eq!(put(&store, late), Committed { outbox_seq: None, ended_before: true });
+    let late = Write::SettleJob {
+        terminal: Box::new(late),
+        outbox,
+        heard: Vec::new(),
+        dead: false,
+        refused: None,
+    };
+    assert_eq!(put(&store, late), Committed { ended_before: true, ..Committed::default() });
     assert_eq!(store.terminal(JobId(1)).unwrap().unwrap().outcome, Outcome::Failed);
     let owed = store.outbox(SessionId(77), 0, 10).unwrap();
     assert_eq!(owed.iter().map(|row| row.frame.as_slice()).collect::<Vec<_>>(), [b"first"]);
@@ -503,7 +515,16 @@ fn retention_forgets_by_count_and_by_age_a_little_at_a_time() {
         let terminal = Box::new(TerminalRow { settled_unix_ms, ..full_terminal(id) });
         let outbox = Some(Bytes::from_static(b"frame"));
         store
-            .submit(Write::SettleJob { terminal, outbox, dead: false, refused: None }, None)
+            .submit(
+                Write::SettleJob {
+                    terminal,
+                    outbox,
+                    heard: Vec::new(),
+                    dead: false,
+                    refused: None,
+                },
+                None,
+            )
             .unwrap();
     }
     drop(held);
