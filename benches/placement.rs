@@ -31,7 +31,8 @@ fn one_pair() -> Vec<Pair> {
 /// Places a job that needs `pair`, and takes it back.
 fn place(pools: &Pools, pair: &[Pair]) {
     let services = ServiceSet::of(&Pipeline::default());
-    let need = Need { pairs: pair, services, tenant: None, excluded: &[], prefer: None };
+    let need =
+        Need { pairs: pair, services, tenant: None, excluded: &[], prefer: None, only: None };
     let (claim, reasons) = pools.with(|s| select(s, black_box(&need), Now::default()));
     black_box(reasons);
     claim.expect("there is room").node.release();
@@ -65,7 +66,8 @@ fn among(criterion: &mut Criterion) {
         let pair = one_pair();
         let world = World::new(nodes, &pair, 64, config::Job::default());
         let services = ServiceSet::of(&Pipeline::default());
-        let need = Need { pairs: &pair, services, tenant: None, excluded: &[], prefer: None };
+        let need =
+            Need { pairs: &pair, services, tenant: None, excluded: &[], prefer: None, only: None };
         let (claim, reasons) = world.pools.with(|s| select(s, &need, Now::default()));
         let claim = claim.expect("there is room");
         assert_eq!((claim.node.slots(), reasons.considered[0].verdict), ((1, 64), Verdict::Chosen));

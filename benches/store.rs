@@ -63,6 +63,7 @@ fn session_row() -> SessionRow {
         opened_unix_ms: NOW_MS,
         epoch: 1,
         resume_hash: Some([7; 32]),
+        paired: None,
         init: vec![b' '; 300],
     }
 }

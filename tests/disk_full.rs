@@ -80,6 +80,7 @@ fn accept(id: u128) -> Write {
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        paired: None,
         audience: None,
     };
     let (id, audio) = (JobId(id), Audio::Raw(Bytes::from(vec![id as u8; 20_000])));

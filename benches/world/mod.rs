@@ -115,6 +115,7 @@ pub fn spec(session: SessionId, utterance_index: u64, pair: Pair) -> JobSpec {
         streaming_asr: true,
         partial_interval_ms: 1_000,
         client_sent_ms: None,
+        paired: None,
         audience: None,
     }
 }

@@ -80,7 +80,7 @@ fn from_database(dir: &Path, args: &Args) -> Result<Value, Failure> {
         }
         What::Jobs => {
             let rows = store.jobs(ROWS_MAX).map_err(unusable)?;
-            rows.into_iter().map(|row| one_job(JobView::Live(row))).collect()
+            rows.into_iter().map(|row| one_job(JobView::Live(Box::new(row)))).collect()
         }
         What::Nodes => store
             .nodes()

@@ -9,6 +9,7 @@ mod http;
 mod inspect;
 mod load;
 mod node;
+mod pair;
 mod serve;
 mod simulate;
 mod speak;
@@ -61,6 +62,8 @@ enum Verb {
     Simulate(simulate::Args),
     /// Put load on a server: how fast, at what cost, and whether every answer is right.
     Load(load::Args),
+    /// Make a code that pairs one session with one node.
+    Pair(pair::Args),
     /// Show what happened to a job, or what a closed database holds.
     Inspect(inspect::Args),
     /// Show, send again or drop what could not be brought to its end.
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Verb::Speak(args) => speak::run(args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Load(args) => load::run(args),
+        Verb::Pair(args) => pair::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
     };

@@ -74,12 +74,14 @@ impl Scheduler {
     fn claim_for(&self, job: &Arc<Job>, now: Now) -> (Option<Claim>, Reasons) {
         let (excluded, n) = job.excluded();
         let sticky = job.speaker.sticky.load(SeqCst);
+        let only = self.only_node(job);
         let need = Need {
             pairs: &job.pairs,
             services: ServiceSet::of(&job.spec.pipeline),
             tenant: job.spec.tenant.as_deref(),
             excluded: &excluded[..n],
-            prefer: (sticky != 0).then_some(NodeIndex(sticky)),
+            prefer: only.or((sticky != 0).then_some(NodeIndex(sticky))),
+            only,
         };
         loop {
             let bound = job.turn.bound();
@@ -143,6 +145,12 @@ impl Scheduler {
         }
     }
 
+    /// The node the job's session is paired with, if it is; one that has not come yet is nobody.
+    fn only_node(&self, job: &Job) -> Option<NodeIndex> {
+        let paired = job.spec.paired.as_ref()?;
+        Some(self.nodes.get(paired).map_or(NodeIndex(u32::MAX), |node| node.index))
+    }
+
     /// Gives up a place in the turn, and with the last one the node's slot.
     pub(super) fn leave_turn(&self, job: &Job, node: NodeIndex) {
         if job.turn.leave()
@@ -161,6 +169,7 @@ impl Scheduler {
             tenant: job.spec.tenant.as_deref(),
             excluded: &excluded[..n],
             prefer: None,
+            only: self.only_node(job),
         };
         self.pools.with(|snapshot| {
             let pools = snapshot.route(need.pairs[0]).into_iter().flat_map(|r| &r.pools);

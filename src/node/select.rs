@@ -21,6 +21,8 @@ pub struct Need<'a> {
     pub excluded: &'a [NodeIndex],
     /// The node that has the session's context.
     pub prefer: Option<NodeIndex>,
+    /// The only node that may have it, if its session is paired with one.
+    pub only: Option<NodeIndex>,
 }
 
 /// A slot was taken on a node.
@@ -37,6 +39,8 @@ pub struct Claim {
 pub enum Verdict {
     /// It has the job.
     Chosen,
+    /// The session is paired with another node.
+    Unpaired,
     /// No slot free.
     Full,
     /// It may have seen the job already.
@@ -54,6 +58,7 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Verdict::Chosen => "chosen",
+            Verdict::Unpaired => "unpaired",
             Verdict::Full => "full",
             Verdict::Excluded => "excluded",
             Verdict::WrongPair => "wrong_pair",
@@ -207,6 +212,9 @@ fn attempt(
 
 /// Whether the node can have the job, slots aside; `Chosen` if so.
 pub fn fit(node: &Node, need: &Need<'_>, now: Now) -> Verdict {
+    if need.only.is_some_and(|only| only != node.index) {
+        return Verdict::Unpaired;
+    }
     if need.excluded.contains(&node.index) {
         return Verdict::Excluded;
     }
@@ -264,7 +272,7 @@ mod tests {
 
     fn need<'a>(pairs: &'a [Pair]) -> Need<'a> {
         let services = ServiceSet::default().with(ServiceType::Asr);
-        Need { pairs, services, tenant: None, excluded: &[], prefer: None }
+        Need { pairs, services, tenant: None, excluded: &[], prefer: None, only: None }
     }
 
     #[test]

@@ -67,10 +67,14 @@ codes! {
     InvalidSession = "INVALID_SESSION",
     /// The fault is ours.
     InternalError = "INTERNAL_ERROR",
+    /// The pairing code is wrong, was used, or is too old.
+    InvalidPairingCode = "INVALID_PAIRING_CODE",
     /// The session is closing and takes no more speech.
     SessionClosed = "SESSION_CLOSED",
     /// A limit of the server or of the session is reached; try again later.
     Overloaded = "OVERLOADED",
+    /// A limit of the tenant is reached; try again later.
+    RateLimited = "RATE_LIMITED",
     /// The server is going down for a restart.
     ShuttingDown = "SHUTTING_DOWN",
     /// No node could take the job before its deadline.
@@ -114,6 +118,7 @@ impl ErrorCode {
                 "The nodes that had the job were lost."
             }
             ErrorCode::Overloaded => "The service is at its limit; try again shortly.",
+            ErrorCode::InvalidPairingCode => "The pairing code is not valid; ask for a new one.",
             ErrorCode::ShuttingDown => "The service restarts; try again shortly.",
             _ => "The utterance could not be translated.",
         }
@@ -128,6 +133,7 @@ impl ErrorCode {
                 | ErrorCode::SessionClosed
                 | ErrorCode::PoisonJob
                 | ErrorCode::IdempotencyConflict
+                | ErrorCode::InvalidPairingCode
         )
     }
 }

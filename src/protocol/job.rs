@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Lang, RoomCode, SessionId, TurnId};
+use super::ids::{Lang, NodeId, RoomCode, SessionId, TurnId};
 
 /// Why an utterance ended where it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
@@ -201,6 +201,8 @@ pub struct JobSpec {
     pub partial_interval_ms: u64,
     /// Client clock at the utterance's first chunk, Unix milliseconds, if the client said.
     pub client_sent_ms: Option<i64>,
+    /// The node its session is paired with: no other may have it.
+    pub paired: Option<NodeId>,
     /// Who hears the result beside the speaker, if it was said in a room.
     pub audience: Option<Box<Audience>>,
 }
@@ -314,6 +316,7 @@ pub(crate) mod samples {
             streaming_asr: true,
             partial_interval_ms: 1_000,
             client_sent_ms: None,
+            paired: None,
             audience: None,
         }
     }

@@ -31,6 +31,8 @@ pub enum Message {
     JobStarted(JobMark),
     /// The node is in trouble; logged and counted.
     NodeError(NodeTrouble),
+    /// Asks for a code by which a session is served by this node alone.
+    PairingCodeRequest,
     /// A type that only the server sends.
     WrongDirection(&'static str),
 }
@@ -464,8 +466,15 @@ struct Tag {
     kind: String,
 }
 
-const SERVER_TYPES: [&str; 6] =
-    ["node_register_ack", "job_assign", "job_cancel", "result_ack", "node_control", "error"];
+const SERVER_TYPES: [&str; 7] = [
+    "node_register_ack",
+    "job_assign",
+    "job_cancel",
+    "result_ack",
+    "pairing_code",
+    "node_control",
+    "error",
+];
 
 /// Decodes one text frame.
 pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
@@ -491,6 +500,7 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
         "job_ack" => mark(parse(frame)?).map(Message::JobAck),
         "job_started" => mark(parse(frame)?).map(Message::JobStarted),
         "node_error" => Ok(Message::NodeError(parse(frame)?)),
+        "pairing_code_request" => Ok(Message::PairingCodeRequest),
         other => match SERVER_TYPES.iter().find(|t| **t == other) {
             Some(known) => Ok(Message::WrongDirection(known)),
             None => Err(DecodeError::UnknownType(limits::clip(other, 64).to_owned())),
@@ -593,6 +603,10 @@ pub enum Command {
         trace_id: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'static str>,
+    },
+    PairingCode {
+        pairing_code: String,
+        expires_in_ms: u64,
     },
     Error {
         code: &'static str,

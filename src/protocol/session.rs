@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::error::{DecodeError, ErrorCode};
-use super::ids::{JobId, Lang, SessionId};
+use super::ids::{JobId, Lang, NodeId, SessionId};
 use super::job::{FeatureFlags, Pipeline};
 use super::node::JobResult;
 use super::room::{self, InRoom, RoomRequest, Signal};
@@ -354,6 +354,7 @@ fn init(init: Init) -> Result<Request, DecodeError> {
     bounded("tenant_id", init.tenant_id.as_ref(), limits::ID_BYTES_MAX)?;
     bounded("mode", init.mode.as_ref(), limits::ID_BYTES_MAX)?;
     bounded("trace_id", init.trace_id.as_ref(), limits::ID_BYTES_MAX)?;
+    bounded("pairing_code", init.pairing_code.as_ref(), limits::ID_BYTES_MAX)?;
     auto_langs(init.auto_langs.as_ref())?;
     Ok(Request::Init(Box::new(init)))
 }
@@ -466,7 +467,7 @@ pub enum Event {
     SessionInitAck {
         session_id: SessionId,
         #[serde(skip_serializing_if = "Option::is_none")]
-        assigned_node_id: Option<String>,
+        assigned_node_id: Option<NodeId>,
         message: &'static str,
         trace_id: String,
         protocol_version: &'static str,

@@ -42,6 +42,7 @@ use crate::node::pool::Publisher;
 use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
+use crate::tenant::Pairings;
 use crate::transport::{House, HttpLimits, Listen, serve};
 use control::ControlTask;
 use rooms::RoomsTask;
@@ -397,6 +398,7 @@ fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> 
         links,
         awaited: Default::default(),
         control,
+        pairings: Pairings::default(),
         rooms,
         rooms_overrun: false.into(),
         rooms_seen: HashMap::with_hasher(RandomState::default()),

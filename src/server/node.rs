@@ -18,6 +18,7 @@ use crate::protocol::node::{Command, Message, Report, decode};
 use crate::protocol::{NodeId, limits};
 use crate::store::NodeRow;
 use crate::store::Write;
+use crate::tenant::CODE_MS;
 use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
 
 /// How long jobs given to an older connection of a node may still be answered over the new one.
@@ -132,6 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             Message::JobAck(_) => "job_ack",
             Message::JobStarted(_) => "job_started",
             Message::NodeError(_) => "node_error",
+            Message::PairingCodeRequest => "pairing_code_request",
             Message::WrongDirection(_) => return self.refused("wrong_direction"),
         };
         self.shared.metrics.frames_in.with_label_values(&["node", kind]).inc();
@@ -329,6 +331,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             Message::NodeError(trouble) => {
                 let message = limits::clip(&trouble.message, limits::TEXT_BYTES_MAX);
                 warn!(node = %attached.node.id, code = %trouble.code, message, "node in trouble");
+            }
+            Message::PairingCodeRequest => {
+                let code = self.shared.pairings.make(&attached.node.id, now);
+                self.send(&match code {
+                    Some(code) => Command::PairingCode {
+                        pairing_code: format!("{code:06}"),
+                        expires_in_ms: CODE_MS,
+                    },
+                    None => Command::Error {
+                        code: "OVERLOADED",
+                        message: "too many pairing codes are good already".to_owned(),
+                    },
+                });
             }
             Message::Register(_) | Message::Heartbeat(_) | Message::WrongDirection(_) => {}
         }

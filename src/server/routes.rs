@@ -25,6 +25,7 @@ use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId, limits};
 use crate::store::{StoreStats, TerminalRow};
 use crate::telemetry::{Metrics, Now};
+use crate::tenant::CODE_MS;
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
 
 /// Longest request body read, in bytes.
@@ -98,6 +99,9 @@ impl Routes {
                     Some(node) => reply(StatusCode::OK, &self.node(&node, self.shared.now())),
                     None => fault(StatusCode::NOT_FOUND, "no such node"),
                 }
+            }
+            (&Method::POST, ["api", "v1", "nodes", id, "pairing-codes"]) => {
+                self.pairing_code(id, peer)
             }
             (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => {
                 self.move_node(id, peer, Node::drain)
@@ -415,6 +419,26 @@ impl Routes {
             Ok(Ok(None)) => fault(StatusCode::NOT_FOUND, "no such job"),
             _ => fault(StatusCode::INTERNAL_SERVER_ERROR, "the store could not be read"),
         }
+    }
+
+    /// Makes a code by which one session is served by this node alone.
+    fn pairing_code(&self, id: &str, peer: SocketAddr) -> Response<Body> {
+        if !peer.ip().is_loopback() {
+            return fault(StatusCode::FORBIDDEN, "only from this host");
+        }
+        let (shared, now) = (&self.shared, self.shared.now());
+        let Some(node) = shared.registry.get(&NodeId::from(id)) else {
+            return fault(StatusCode::NOT_FOUND, "no such node");
+        };
+        let Some(code) = shared.pairings.make(&node.id, now) else {
+            return fault(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many pairing codes are good already",
+            );
+        };
+        let body = json!({"pairing_code": format!("{code:06}"), "node_id": node.id,
+            "expires_unix_ms": now.unix_ms + CODE_MS});
+        reply(StatusCode::CREATED, &body)
     }
 
     fn move_node(

@@ -18,11 +18,11 @@ use super::shared::{
 };
 use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
-use crate::protocol::{ErrorCode, JobId, Lang, SessionId, limits};
+use crate::protocol::{ErrorCode, JobId, Lang, NodeId, SessionId, limits};
 use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, RoomInput, Session};
 use crate::store::{SessionRow, Store, Write};
 use crate::telemetry::{Now, Stage};
-use crate::tenant::Denied;
+use crate::tenant::{Denied, NotPaired};
 use crate::transport::{Connection, Event as Arrival, Frame, Gone, Outbox};
 
 /// How long the peer is given to take what is queued when the server closes the connection.
@@ -244,7 +244,8 @@ impl SessionTask {
         self.push(Frame { text: event.encode(), tag: SessionTag::Plain });
     }
 
-    async fn init(&mut self, init: Init, frame: &[u8]) {
+    async fn init(&mut self, mut init: Init, frame: &[u8]) {
+        let code = init.pairing_code.take().filter(|code| !code.is_empty());
         let profile = match Profile::new(init, uuid::Uuid::new_v4().to_string()) {
             Ok(profile) if self.shared.store.is_some() => profile,
             Ok(profile) => profile.without_store(),
@@ -261,6 +262,10 @@ impl SessionTask {
                 job_id: None,
             });
         }
+        let profile = match self.pair(code.as_deref()) {
+            Ok(node) => profile.paired_with(node),
+            Err(refused) => return self.not_paired(refused, profile.trace_id),
+        };
         // A connection has one session; a new one takes the place of the old.
         if self.open.is_some() {
             self.input(Input::Over).await;
@@ -290,6 +295,36 @@ impl SessionTask {
         self.shared.metrics.sessions_opened.inc();
         self.open = Some(open);
         self.send(&ack);
+    }
+
+    /// The node that the client's code is for, if it offers one.
+    fn pair(&self, code: Option<&str>) -> Result<Option<NodeId>, NotPaired> {
+        let (Some(code), Some(line)) = (code, &self.line) else { return Ok(None) };
+        let from = line.peer.ip().to_canonical();
+        let outcome = self.shared.pairings.redeem(code, from, self.shared.now());
+        let label = match &outcome {
+            Ok(_) => "paired",
+            Err(NotPaired::Invalid) => "invalid",
+            Err(NotPaired::TooMany(_)) => "too_many",
+        };
+        self.shared.metrics.pairings.with_label_values(&[label]).inc();
+        outcome.map(Some)
+    }
+
+    fn not_paired(&mut self, refused: NotPaired, trace_id: String) {
+        let (code, retry_after_ms) = match refused {
+            NotPaired::Invalid => (ErrorCode::InvalidPairingCode, None),
+            NotPaired::TooMany(wait_ms) => (ErrorCode::RateLimited, Some(wait_ms)),
+        };
+        self.send(&Event::Error {
+            code: code.as_str().to_owned(),
+            message: refused.to_string(),
+            retryable: Some(retry_after_ms.is_some()),
+            retry_after_ms,
+            phase: None,
+            trace_id: Some(trace_id),
+            job_id: None,
+        });
     }
 
     fn fresh_id(&self) -> SessionId {
@@ -575,6 +610,7 @@ impl Open {
             opened_unix_ms: self.handle.opened_unix_ms,
             epoch: self.session.epoch,
             resume_hash: self.handle.key.map(|key| key.hash),
+            paired: profile.paired.clone(),
             init: init.to_vec(),
         }
     }

@@ -24,6 +24,7 @@ use crate::protocol::{JobId, RoomCode, SessionId, limits};
 use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
+use crate::tenant::Pairings;
 use crate::transport::{Connection, Outbox};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,
+    /// Codes that pair a session with a node.
+    pub(super) pairings: Pairings,
     /// The way to the task that owns the rooms.
     pub(super) rooms: mpsc::Sender<RoomInput>,
     /// Something of what the rooms were to be told did not get there.

@@ -467,7 +467,7 @@ impl Session {
         });
         Event::SessionInitAck {
             session_id: self.id,
-            assigned_node_id: None,
+            assigned_node_id: self.profile.paired.clone(),
             message: "session created",
             trace_id: self.profile.trace_id.clone(),
             protocol_version: "1.0",

@@ -3,7 +3,7 @@
 use crate::protocol::audio::Format;
 use crate::protocol::job::{FeatureFlags, Pipeline};
 use crate::protocol::session::Init;
-use crate::protocol::{DecodeError, Lang, limits};
+use crate::protocol::{DecodeError, Lang, NodeId, limits};
 
 /// What the client said about itself.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct Profile {
     pub(super) audio_format: Option<Format>,
     pub(super) sample_rate: u32,
     pub(super) typed_errors: bool,
+    /// The node it is paired with: no other serves it.
+    pub paired: Option<NodeId>,
     /// It can come back to its session, and acknowledges results.
     pub resume: bool,
     /// It wants to hear when an utterance is on disk.
@@ -77,11 +79,17 @@ impl Profile {
             audio_format,
             sample_rate,
             typed_errors: offers("typed_errors"),
+            paired: None,
             resume: offers("resume"),
             accepted: offers("accepted"),
             audio_ack: offers("audio_ack"),
             go_away: offers("go_away"),
         })
+    }
+
+    /// The same, served by that node alone.
+    pub fn paired_with(self, node: Option<NodeId>) -> Self {
+        Self { paired: node, ..self }
     }
 
     /// Takes back what only a store can promise.

@@ -141,6 +141,7 @@ impl Session {
             streaming_asr: p.streaming_asr,
             partial_interval_ms: p.partial_interval_ms,
             client_sent_ms: None,
+            paired: p.paired.clone(),
             audience: None,
         }
     }

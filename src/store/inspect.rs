@@ -149,7 +149,7 @@ pub(super) fn dead_letter(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobView {
     /// Accepted and not ended.
-    Live(JobRow),
+    Live(Box<JobRow>),
     /// Ended.
     Ended(TerminalRow),
 }
@@ -182,7 +182,7 @@ impl ReadOnly {
         if let Some(ended) = row(&txn, tables::TERMINALS, "terminals", id.0)? {
             return Ok(Some(JobView::Ended(ended)));
         }
-        Ok(row(&txn, tables::JOBS, "jobs", id.0)?.map(JobView::Live))
+        Ok(row(&txn, tables::JOBS, "jobs", id.0)?.map(|row| JobView::Live(Box::new(row))))
     }
 
     /// Jobs accepted and not ended, oldest first, at most `limit`.

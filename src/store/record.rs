@@ -20,7 +20,7 @@ macro_rules! records {
 
 records! {
     MetaRow: 0x01 v 1;
-    SessionRow: 0x02 v 2;
+    SessionRow: 0x02 v 3;
     JobRow: 0x03 v 3;
     TerminalRow: 0x04 v 1;
     OutboxRow: 0x05 v 2;
@@ -67,6 +67,8 @@ pub struct SessionRow {
     pub epoch: u32,
     /// SHA-256 of the secret with which a client takes the session up again; none where it cannot.
     pub resume_hash: Option<[u8; 32]>,
+    /// The node it is paired with: no other serves it.
+    pub paired: Option<NodeId>,
     /// The session's first frame as JSON, from which the session can be made anew; opaque here.
     pub init: Vec<u8>,
 }
@@ -319,6 +321,7 @@ pub(super) mod samples {
             streaming_asr: false,
             partial_interval_ms: 0,
             client_sent_ms: None,
+            paired: None,
             audience: None,
         };
         let id = JobId(id);
@@ -357,6 +360,7 @@ pub(super) mod samples {
             streaming_asr: true,
             partial_interval_ms: 1_000,
             client_sent_ms: Some(-1),
+            paired: Some(NodeId::from("node-1")),
             audience: Some(Box::new(Audience {
                 room: RoomCode(123_456),
                 seat: 3,
@@ -382,6 +386,7 @@ pub(super) mod samples {
             opened_unix_ms: 5,
             epoch: 2,
             resume_hash: Some([7; 32]),
+            paired: Some(NodeId::from("node-1")),
             init: b"{}".to_vec(),
         }
     }

@@ -81,6 +81,8 @@ metrics! {
         "Clients lost that may come back, and what became of those that did.";
     counter replays = "utterd_outbox_replays_total"
         "Times that results were read back from disk for a client.";
+    counters pairings = "utterd_pairings_total" ["outcome"]
+        "Pairing codes offered by sessions: paired, invalid or too_many.";
     gauge rooms = "utterd_rooms"
         "Rooms there are.";
     gauge room_members = "utterd_room_members"

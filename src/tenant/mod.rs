@@ -2,9 +2,13 @@
 //!
 //! It refuses to know scheduling. What it counts is given back when the job ends.
 
+mod pairing;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use crate::protocol::{ErrorCode, limits};
+
+pub use pairing::{CODE_MS, NotPaired, Pairings};
 
 /// Why a job was not admitted. Nothing of it was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

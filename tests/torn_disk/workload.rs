@@ -179,6 +179,7 @@ fn session_row(id: SessionId, now: u64) -> SessionRow {
         opened_unix_ms: now,
         epoch: 1,
         resume_hash: Some([id.0 as u8; 32]),
+        paired: id.0.is_multiple_of(3).then(|| NodeId::from("node-1")),
         init: vec![b'x'; id.0 as usize * 10],
     }
 }
@@ -240,6 +241,7 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        paired: None,
         audience: None,
     };
     let chunks = random.bool().then(|| mark(random));

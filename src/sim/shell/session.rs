@@ -376,6 +376,7 @@ impl Life {
             opened_unix_ms: handle.map_or(0, |h| h.opened_unix_ms),
             epoch: open.session.epoch,
             resume_hash: handle.and_then(|h| h.key).map(|(_, secret)| secret),
+            paired: None,
             init: init.to_vec(),
         }
     }

@@ -1,0 +1,205 @@
+//! Codes that bind a session to one node: six digits, said by one person to another.
+//!
+//! A code is made for a node, is good for one session, and for five minutes. Codes are short, so
+//! wrong ones are counted: who offers too many has to wait, and so has everybody else who was wrong
+//! when there are too many in all. Whoever is right at the first attempt is never kept waiting.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use foldhash::fast::RandomState;
+use papaya::HashMap;
+
+use crate::protocol::NodeId;
+use crate::telemetry::Now;
+
+/// How long a code is good, in milliseconds.
+pub const CODE_MS: u64 = 300_000;
+/// Codes that may be good at once; the fewer there are the harder they are to guess.
+const CODES_MAX: usize = 1_000;
+/// Random codes tried before none is found.
+const TRIES: usize = 64;
+/// Time over which wrong codes are counted, in microseconds.
+const WINDOW_US: u64 = 60_000_000;
+/// Wrong codes in a window from one address.
+const WRONG_OF_ONE_MAX: u64 = 5;
+/// Wrong codes in a window from all.
+const WRONG_OF_ALL_MAX: u64 = 60;
+/// Addresses whose wrong codes are counted apart.
+const ADDRESSES_MAX: usize = 4_096;
+
+/// Why a code was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotPaired {
+    /// It is wrong, was used, or is too old: which of these is not said.
+    #[error("the pairing code is not valid")]
+    Invalid,
+    /// Too many wrong ones came before; after so many milliseconds another may be tried.
+    #[error("too many wrong pairing codes")]
+    TooMany(u64),
+}
+
+#[derive(Debug, Clone)]
+struct Pairing {
+    node: NodeId,
+    until_us: u64,
+}
+
+/// Wrong codes in the window that began at `begun`.
+#[derive(Debug, Default)]
+struct Wrong {
+    begun: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Wrong {
+    fn window(now: Now) -> u64 {
+        now.us / WINDOW_US
+    }
+
+    fn so_far(&self, now: Now) -> u64 {
+        match self.begun.load(SeqCst) == Self::window(now) {
+            true => self.count.load(SeqCst),
+            false => 0,
+        }
+    }
+
+    fn note(&self, now: Now) {
+        let window = Self::window(now);
+        if self.begun.swap(window, SeqCst) != window {
+            self.count.store(0, SeqCst);
+        }
+        self.count.fetch_add(1, SeqCst);
+    }
+}
+
+/// The codes that are good now.
+#[derive(Debug, Default)]
+pub struct Pairings {
+    codes: HashMap<u32, Pairing, RandomState>,
+    wrong: HashMap<IpAddr, std::sync::Arc<Wrong>, RandomState>,
+    wrong_of_all: Wrong,
+}
+
+impl Pairings {
+    /// A code for that node; none if too many are good already.
+    pub fn make(&self, node: &NodeId, now: Now) -> Option<u32> {
+        let codes = self.codes.pin();
+        if codes.len() >= CODES_MAX {
+            codes.retain(|_, pairing| pairing.until_us > now.us);
+        }
+        if codes.len() >= CODES_MAX {
+            return None;
+        }
+        let until_us = now.after_ms(CODE_MS);
+        let fresh = || {
+            let mut bytes = [0; 4];
+            getrandom::fill(&mut bytes).ok()?;
+            // The remainder favours the lowest codes by less than one in four thousand.
+            Some(u32::from_le_bytes(bytes) % 1_000_000)
+        };
+        (0..TRIES).find_map(|_| {
+            let code = fresh()?;
+            let pairing = Pairing { node: node.clone(), until_us };
+            codes.try_insert(code, pairing).is_ok().then_some(code)
+        })
+    }
+
+    /// The node that the code from this address is for. It is used up with that.
+    pub fn redeem(&self, text: &str, from: IpAddr, now: Now) -> Result<NodeId, NotPaired> {
+        let tried = self.wrong.pin().get(&from).map_or(0, |wrong| wrong.so_far(now));
+        let all = self.wrong_of_all.so_far(now);
+        if tried >= WRONG_OF_ONE_MAX || (tried > 0 && all >= WRONG_OF_ALL_MAX) {
+            let left_us = WINDOW_US - now.us % WINDOW_US;
+            return Err(NotPaired::TooMany(left_us.div_ceil(1_000)));
+        }
+        let digits = text.len() == 6 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let code = text.parse::<u32>().ok().filter(|_| digits);
+        let pairing = code.and_then(|code| self.codes.pin().remove(&code).cloned());
+        match pairing {
+            Some(pairing) if pairing.until_us > now.us => Ok(pairing.node),
+            _ => {
+                self.note_wrong(from, now);
+                Err(NotPaired::Invalid)
+            }
+        }
+    }
+
+    fn note_wrong(&self, from: IpAddr, now: Now) {
+        self.wrong_of_all.note(now);
+        let wrong = self.wrong.pin();
+        if wrong.len() >= ADDRESSES_MAX {
+            wrong.retain(|_, of| of.so_far(now) > 0);
+        }
+        if wrong.len() < ADDRESSES_MAX {
+            wrong.get_or_insert_with(from, Default::default).note(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn at(seconds: u64) -> Now {
+        Now { us: seconds * 1_000_000, unix_ms: seconds * 1_000 }
+    }
+
+    fn made(pairings: &Pairings, seconds: u64) -> String {
+        let code = pairings.make(&NodeId::from("n1"), at(seconds)).expect("there is room");
+        format!("{code:06}")
+    }
+
+    #[test]
+    fn a_code_is_good_once_and_for_five_minutes() {
+        let pairings = Pairings::default();
+        let code = made(&pairings, 0);
+        assert_eq!(pairings.redeem(&code, HERE, at(299)), Ok(NodeId::from("n1")));
+        assert_eq!(pairings.redeem(&code, HERE, at(299)), Err(NotPaired::Invalid));
+        let code = made(&pairings, 0);
+        assert_eq!(pairings.redeem(&code, HERE, at(300)), Err(NotPaired::Invalid));
+        assert_eq!(pairings.redeem(&code, HERE, at(1)), Err(NotPaired::Invalid), "it is used up");
+        for text in ["", "12345", "+12345", "1234567", "１２３４５６"] {
+            assert!(pairings.redeem(text, HERE, at(400)).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_guesses_has_to_wait_and_keeps_nobody_else_out() {
+        let pairings = Pairings::default();
+        let code = made(&pairings, 59);
+        for _ in 0..WRONG_OF_ONE_MAX {
+            assert_eq!(pairings.redeem("x", HERE, at(50)), Err(NotPaired::Invalid));
+        }
+        assert_eq!(pairings.redeem(&code, HERE, at(50)), Err(NotPaired::TooMany(10_000)));
+        let other = |n: u8| IpAddr::from([10, 0, 0, n]);
+        assert_eq!(pairings.redeem(&code, other(1), at(50)), Ok(NodeId::from("n1")));
+        let code = made(&pairings, 59);
+        assert_eq!(pairings.redeem(&code, HERE, at(60)), Ok(NodeId::from("n1")));
+    }
+
+    #[test]
+    fn many_who_guess_have_to_wait_sooner() {
+        let pairings = Pairings::default();
+        let code = made(&pairings, 0);
+        for n in 0..WRONG_OF_ALL_MAX as u8 {
+            let from = IpAddr::from([10, 0, 0, n]);
+            assert_eq!(pairings.redeem("x", from, at(1)), Err(NotPaired::Invalid));
+        }
+        let guesser = IpAddr::from([10, 0, 0, 7]);
+        assert!(matches!(pairings.redeem(&code, guesser, at(1)), Err(NotPaired::TooMany(_))));
+        assert_eq!(pairings.redeem(&code, HERE, at(1)), Ok(NodeId::from("n1")));
+    }
+
+    #[test]
+    fn there_are_so_many_codes_and_old_ones_make_way() {
+        let pairings = Pairings::default();
+        for _ in 0..CODES_MAX {
+            made(&pairings, 0);
+        }
+        assert_eq!(pairings.make(&NodeId::from("n1"), at(299)), None);
+        made(&pairings, 300);
+    }
+}
