@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -18,14 +18,26 @@ pub(super) async fn get_json(authority: &str, path: &str) -> anyhow::Result<Valu
 
 /// What the server at `host:port` answers to a request without a body.
 pub(super) async fn ask_json(authority: &str, method: Method, path: &str) -> anyhow::Result<Value> {
+    send_json(authority, method, path, None).await
+}
+
+/// What the server at `host:port` answers to a request, which may have a body.
+pub(super) async fn send_json(
+    authority: &str,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Value> {
     let stream = TcpStream::connect(authority)
         .await
         .with_context(|| format!("no server answers at {authority}"))?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
+        hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path);
-    let request = request.header(hyper::header::HOST, authority).body(Empty::new())?;
+    let request = request
+        .header(hyper::header::HOST, authority)
+        .body(Full::from(body.map(Value::to_string).unwrap_or_default()))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

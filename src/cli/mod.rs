@@ -7,6 +7,7 @@ mod dead_letters;
 mod demo;
 mod http;
 mod inspect;
+mod keys;
 mod load;
 mod node;
 mod pair;
@@ -62,6 +63,8 @@ enum Verb {
     Simulate(simulate::Args),
     /// Put load on a server: how fast, at what cost, and whether every answer is right.
     Load(load::Args),
+    /// Make, list or revoke keys: who may come in.
+    Keys(keys::Args),
     /// Make a code that pairs one session with one node.
     Pair(pair::Args),
     /// Show what happened to a job, or what a closed database holds.
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Verb::Speak(args) => speak::run(args),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Load(args) => load::run(args),
+        Verb::Keys(args) => keys::run(&args),
         Verb::Pair(args) => pair::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),

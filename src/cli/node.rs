@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Where the server listens.
     #[arg(long, default_value = "ws://127.0.0.1:5010/ws/node")]
     url: String,
+    /// Key to show, if the server asks for one.
+    #[arg(long, env = "UTTERD_KEY", hide_env_values = true)]
+    key: Option<String>,
     /// What does the work.
     #[arg(long, value_enum, default_value = "echo")]
     engine: EngineName,
@@ -68,6 +71,7 @@ pub(super) fn run(args: Args) -> Outcome {
     let engine = engine(&args).map_err(|error| Failure::new(code::USAGE, error))?;
     let options = NodeOptions {
         node_id: args.id.clone(),
+        key: args.key.clone(),
         capacity: args.capacity,
         ..NodeOptions::new(args.url.clone(), engine)
     };

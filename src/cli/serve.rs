@@ -27,7 +27,7 @@ async fn serve(config: Config, handed: Handed) -> Outcome {
         started = Server::start_with(config, handed) => started.map_err(|error| {
             let code = match &error {
                 StartError::Listen { .. } => code::LISTEN,
-                StartError::Store(_) => code::DATA,
+                StartError::Store(_) | StartError::Secret { .. } => code::DATA,
             };
             Failure::new(code, error)
         })?,

@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// Where the server listens.
     #[arg(long, default_value = "ws://127.0.0.1:5010/ws/session")]
     url: String,
+    /// Key to show, if the server asks for one.
+    #[arg(long, env = "UTTERD_KEY", hide_env_values = true)]
+    key: Option<String>,
     /// Language spoken.
     #[arg(long, value_name = "LANG")]
     from: String,
@@ -68,6 +71,7 @@ pub(super) fn run(args: Args) -> Outcome {
     let options = SpeakOptions {
         mode,
         drop_after,
+        key: args.key.clone(),
         result_timeout: Duration::from_secs(args.timeout),
         ..SpeakOptions::new(args.url.clone(), args.from.clone(), args.to.clone())
     };

@@ -31,6 +31,8 @@ pub struct Config {
     pub server: Server,
     /// Connections and their bounds.
     pub transport: Transport,
+    /// Who has to show a key.
+    pub auth: Auth,
     /// Cutting speech into utterances.
     pub segmenter: Segmenter,
     /// Speakers and the order of their results.
@@ -53,7 +55,7 @@ pub struct Config {
 pub const VARIABLE_PREFIX: &str = "UTTERD_";
 
 /// Variables with our prefix that belong to the command line and are no settings.
-pub const OTHER_VARIABLES: &[&str] = &["UTTERD_CONFIG"];
+pub const OTHER_VARIABLES: &[&str] = &["UTTERD_CONFIG", "UTTERD_KEY"];
 
 impl Config {
     /// Reads the file, if one is named, and lays the environment over it.
@@ -93,10 +95,21 @@ impl Config {
 
     /// Every section but the pools. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 9] {
-        let Self { server, transport, segmenter, session, room, job, node, store, log, pools: _ } =
-            self;
-        [server, transport, segmenter, session, room, job, node, store, log]
+    fn sections(&mut self) -> [&mut dyn Section; 10] {
+        let Self {
+            server,
+            transport,
+            auth,
+            segmenter,
+            session,
+            room,
+            job,
+            node,
+            store,
+            log,
+            pools: _,
+        } = self;
+        [server, transport, auth, segmenter, session, room, job, node, store, log]
     }
 }
 
@@ -278,6 +291,19 @@ choices! {
         Durable = "durable",
         /// At once; it is written down behind. A crash may lose the last ones.
         Fast = "fast",
+    }
+}
+
+section! {
+    /// Who has to show a key. Without keys everybody is let in; once there is one of a kind,
+    /// nobody is without.
+    Auth in "auth" {
+        /// Sessions need a key or a token, also while no key was made.
+        session_keys_required: bool = false, "none", Any;
+        /// Nodes need a key, also while none was made.
+        node_keys_required: bool = false, "none", Any;
+        /// Operators who are not on this host need a key, also while none was made.
+        admin_keys_required: bool = false, "none", Any;
     }
 }
 

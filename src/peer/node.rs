@@ -43,6 +43,8 @@ const GOODBYE_TIME: Duration = Duration::from_secs(1);
 pub struct NodeOptions {
     /// Where the scheduler listens: `ws://127.0.0.1:5010/ws/node`.
     pub url: String,
+    /// Shown to the scheduler, if it asks for one.
+    pub key: Option<String>,
     /// Name to ask for; without one the scheduler chooses, and its choice is kept until the process
     /// ends.
     pub node_id: Option<String>,
@@ -67,6 +69,7 @@ impl NodeOptions {
     pub fn new(url: impl Into<String>, engine: Engine) -> Self {
         Self {
             url: url.into(),
+            key: None,
             node_id: None,
             capacity: 1,
             engine: Arc::new(engine),
@@ -146,7 +149,7 @@ pub async fn run(
     if options.capacity == 0 {
         return Err(NodeError::NoCapacity);
     }
-    let request = wire::request(&options.url)
+    let request = wire::request(&options.url, options.key.as_deref())
         .map_err(|e| NodeError::Address { url: options.url.clone(), source: Box::new(e) })?;
     let mut agent = Agent::new(options, events);
     {

@@ -46,6 +46,8 @@ pub enum Mode {
 pub struct SpeakOptions {
     /// Where the scheduler listens: `ws://127.0.0.1:5010/ws/session`.
     pub url: String,
+    /// Shown to the scheduler, if it asks for one.
+    pub key: Option<String>,
     /// Language spoken, or `auto`.
     pub src: String,
     /// Language wanted.
@@ -69,6 +71,7 @@ impl SpeakOptions {
     pub fn new(url: impl Into<String>, src: impl Into<String>, tgt: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            key: None,
             src: src.into(),
             tgt: tgt.into(),
             mode: Mode::Chunks { realtime: true },
@@ -266,7 +269,7 @@ pub async fn speak(
 ) -> Result<Spoken, SpeakError> {
     let url = options.url.clone();
     let fault = |e| SpeakError::Socket { url: url.clone(), source: Box::new(e) };
-    let request = wire::request(&options.url).map_err(fault)?;
+    let request = wire::request(&options.url, options.key.as_deref()).map_err(fault)?;
     let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
     let socket = dial.map_err(|_| SpeakError::NoAnswer("connection"))?.map_err(fault)?;
     let mut call = Call {

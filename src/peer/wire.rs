@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
 use tokio_tungstenite::tungstenite::{self, Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -264,8 +266,15 @@ pub(super) fn merge(into: &mut Value, from: Value) {
 }
 
 /// Says where to connect; an address nobody can dial is an error now and not at every attempt.
-pub(super) fn request(url: &str) -> Result<Request, WsError> {
-    let request = url.into_client_request()?;
+/// With a key, it is shown.
+pub(super) fn request(url: &str, key: Option<&str>) -> Result<Request, WsError> {
+    let mut request = url.into_client_request()?;
+    if let Some(key) = key {
+        let mut value = HeaderValue::try_from(format!("Bearer {key}"))
+            .map_err(tungstenite::http::Error::from)?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
     match request.uri().scheme_str() {
         Some("ws") => Ok(request),
         _ => Err(WsError::Url(tungstenite::error::UrlError::UnsupportedUrlScheme)),
@@ -317,8 +326,8 @@ mod tests {
 
     #[test]
     fn only_plain_websocket_addresses_can_be_dialled() {
-        assert!(request("ws://127.0.0.1:1/ws/node").is_ok());
-        assert!(request("http://127.0.0.1:1/").is_err());
-        assert!(request("not an address").is_err());
+        assert!(request("ws://127.0.0.1:1/ws/node", None).is_ok());
+        assert!(request("http://127.0.0.1:1/", None).is_err());
+        assert!(request("not an address", None).is_err());
     }
 }

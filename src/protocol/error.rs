@@ -67,6 +67,8 @@ codes! {
     InvalidSession = "INVALID_SESSION",
     /// The fault is ours.
     InternalError = "INTERNAL_ERROR",
+    /// The credential is good, but not for this.
+    Forbidden = "FORBIDDEN",
     /// The pairing code is wrong, was used, or is too old.
     InvalidPairingCode = "INVALID_PAIRING_CODE",
     /// The session is closing and takes no more speech.
@@ -134,6 +136,7 @@ impl ErrorCode {
                 | ErrorCode::PoisonJob
                 | ErrorCode::IdempotencyConflict
                 | ErrorCode::InvalidPairingCode
+                | ErrorCode::Forbidden
         )
     }
 }

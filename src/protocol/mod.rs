@@ -3,6 +3,7 @@
 //! It refuses to know what any message causes. Nothing here touches a socket, a clock or another
 //! module of ours; the promises to peers are written down in docs/PROTOCOL.md.
 
+pub mod admin;
 pub mod audio;
 pub mod error;
 pub mod hello;

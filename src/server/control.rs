@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::credentials;
 use super::perform::perform;
 use super::shared::{Command, Shared};
 use crate::config::{Pool, check_pools};
@@ -21,6 +22,9 @@ const TICK: Duration = Duration::from_millis(2);
 /// How often waiting jobs are tried even if nothing woke them, and nodes are looked at.
 const ROUND_US: u64 = 250_000;
 
+/// How often it is looked whether keys have expired under open connections.
+const SWEEP_US: u64 = 5_000_000;
+
 pub(super) struct ControlTask {
     shared: Arc<Shared>,
     publisher: Publisher,
@@ -28,6 +32,7 @@ pub(super) struct ControlTask {
     wheel: Wheel<Deadline>,
     waiting: WaitQueue,
     next_round_us: u64,
+    next_sweep_us: u64,
 }
 
 impl ControlTask {
@@ -44,6 +49,7 @@ impl ControlTask {
             wheel: Wheel::new(now),
             waiting: WaitQueue::default(),
             next_round_us: 0,
+            next_sweep_us: 0,
         }
     }
 
@@ -122,6 +128,10 @@ impl ControlTask {
             let gauge = self.shared.metrics.nodes.with_label_values(&[state.as_str()]);
             gauge.set(counts[state as usize]);
         }
+        if now.us >= self.next_sweep_us {
+            self.next_sweep_us = now.us + SWEEP_US;
+            credentials::sweep(&self.shared);
+        }
         if let Some(store) = &self.shared.store {
             store.look_at_disk();
             super::routes::store_gauges(&self.shared.metrics, &store.stats());
@@ -135,6 +145,12 @@ impl ControlTask {
                 if answer.send(outcome).is_err() {
                     info!("who asked for the new pools did not wait for the answer");
                 }
+            }
+            Command::Key(change, answer) => {
+                if answer.send(credentials::change(&self.shared, change)).is_err() {
+                    info!("who asked for a key did not wait for the answer");
+                }
+                credentials::sweep(&self.shared);
             }
         }
     }

@@ -31,7 +31,7 @@ impl Routes {
         let Some(store) = self.shared.store.clone() else {
             return fault(StatusCode::NOT_FOUND, "nothing is kept on disk");
         };
-        if !peer.ip().is_loopback() {
+        if self.is_stranger(peer) {
             // They hold what people said.
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }

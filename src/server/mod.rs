@@ -7,6 +7,7 @@
 mod awaited;
 mod clock;
 mod control;
+mod credentials;
 mod dead_letters;
 mod delivery;
 mod node;
@@ -60,6 +61,14 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The secret of the data directory cannot be read or made.
+    #[error("the secret in {dir}: {source}")]
+    Secret {
+        /// The data directory.
+        dir: std::path::PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -84,6 +93,8 @@ pub struct Opened<L> {
     pub addr: SocketAddr,
     /// The store with what was found in it; none to keep nothing.
     pub store: Option<(Store, Recovered)>,
+    /// Under which keys are hashed.
+    pub secret: [u8; 32],
     /// Unix time now, in milliseconds. The server's clock goes on from there with the runtime's.
     pub unix_ms: u64,
 }
@@ -176,7 +187,8 @@ impl Server {
             false => (Listener::open(handed.client, listen).await?, None),
         };
         let opened = open_store(&config)?;
-        let mut server = Self::begin(config, opened, Clock::new(), first.addr);
+        let secret = open_secret(&config)?;
+        let mut server = Self::begin(config, opened, (Clock::new(), secret), first.addr);
         server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
         if let Some((handed, listen)) = second.take() {
             match Listener::open(handed, listen).await {
@@ -199,8 +211,9 @@ impl Server {
     /// The same over what is open already. The configuration's addresses and data directory are
     /// not looked at.
     pub async fn start_on<L: Listen>(config: Config, opened: Opened<L>) -> Server {
-        let Opened { listener, addr, store, unix_ms } = opened;
-        let mut server = Self::begin(config, store, Clock::starting_at(unix_ms), addr);
+        let Opened { listener, addr, store, unix_ms, secret } = opened;
+        let clock = Clock::starting_at(unix_ms);
+        let mut server = Self::begin(config, store, (clock, secret), addr);
         server.accept(Listener { tcp: listener, addr, handed: false }, Serves::Everyone);
         server.begun();
         server
@@ -210,10 +223,11 @@ impl Server {
     fn begin(
         config: Config,
         store: Option<(Store, Recovered)>,
-        clock: Clock,
+        (clock, secret): (Clock, [u8; 32]),
         addr: SocketAddr,
     ) -> Server {
-        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, clock);
+        let (shared, publisher, (commands, inbox), recovered) =
+            assemble(config, store, (clock, secret));
         let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
@@ -357,12 +371,27 @@ fn open_store(config: &Config) -> Result<Option<(Store, Recovered)>, StoreError>
     Store::open(&config.server.data, options).map(Some)
 }
 
+/// Without a store there is nothing that a secret should outlive.
+fn open_secret(config: &Config) -> Result<[u8; 32], StartError> {
+    let secret = match config.store.enabled {
+        true => credentials::secret_in(&config.server.data),
+        false => credentials::fresh_secret(),
+    };
+    secret.map_err(|source| StartError::Secret { dir: config.server.data.clone(), source })
+}
+
 type Assembled = (Arc<Shared>, Publisher, Inboxes, Option<Recovered>);
 /// What the control task and the task of the rooms are told.
 type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
 
-fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> Assembled {
-    let (store, recovered) = store.unzip();
+fn assemble(
+    config: Config,
+    store: Option<(Store, Recovered)>,
+    (clock, secret): (Clock, [u8; 32]),
+) -> Assembled {
+    let (store, mut recovered) = store.unzip();
+    let rows = recovered.as_mut().map(|r| std::mem::take(&mut r.keys)).unwrap_or_default();
+    let keys = credentials::ring(secret, &config.auth, rows);
     let boot_epoch = recovered.as_ref().map_or(0, |r| r.boot_epoch);
     let stored = recovered.as_ref().and_then(|r| r.pools.as_ref());
     let (pool_config, pool_version) = recover::pools(&config, stored);
@@ -398,6 +427,8 @@ fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> 
         links,
         awaited: Default::default(),
         control,
+        keys,
+        watch: Default::default(),
         pairings: Pairings::default(),
         rooms,
         rooms_overrun: false.into(),

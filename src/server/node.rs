@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, info, warn};
 
 use super::awaited;
+use super::credentials::Admitted;
 use super::perform::perform;
 use super::shared::{Link, NodeTag, Shared, going_down, parting};
 use crate::job::{Answered, Deadline, Effect, Effects, Welcome};
@@ -32,6 +33,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct NodeTask<S> {
     shared: Arc<Shared>,
     peer: SocketAddr,
+    /// Watched for as long as the connection lives.
+    _admitted: Option<Box<Admitted>>,
     connection: Connection<S, NodeTag>,
     outbox: Arc<Outbox<NodeTag>>,
     attached: Option<Attached>,
@@ -46,12 +49,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
     pub(super) fn new(
         shared: Arc<Shared>,
         peer: SocketAddr,
+        admitted: Option<Box<Admitted>>,
         connection: Connection<S, NodeTag>,
         outbox: Arc<Outbox<NodeTag>>,
     ) -> Self {
         let effects = Effects::new();
         let (attached, able, noted_unix_ms) = (None, false, 0);
-        Self { shared, peer, connection, outbox, attached, able, noted_unix_ms, effects }
+        let _admitted = admitted;
+        Self { shared, peer, _admitted, connection, outbox, attached, able, noted_unix_ms, effects }
     }
 
     /// Lives as long as the connection.

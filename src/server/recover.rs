@@ -119,7 +119,7 @@ impl Returned {
             return None;
         };
         let profile = Profile::new(*init, row.trace_id).ok()?;
-        let profile = profile.paired_with(row.paired);
+        let profile = profile.paired_with(row.paired).of_tenant(row.tenant);
         let key = row.resume_hash.map(|hash| ResumeKey { epoch: row.epoch, hash });
         let slot = SessionSlot::take_back(shared);
         let open = Open::new(shared, row.id, profile, row.epoch, key, now, slot);

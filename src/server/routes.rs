@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::credentials::Admitted;
 use super::node::NodeTask;
 use super::session::SessionTask;
 use super::shared::{Command, Shared, read_store};
@@ -25,7 +26,7 @@ use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId, limits};
 use crate::store::{StoreStats, TerminalRow};
 use crate::telemetry::{Metrics, Now};
-use crate::tenant::CODE_MS;
+use crate::tenant::{CODE_MS, KeyKind};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
 
 /// Longest request body read, in bytes.
@@ -59,26 +60,42 @@ impl Routes {
     async fn route(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let get = request.method() == Method::GET;
+        if path.starts_with("/api/v1/")
+            && path != "/api/v1/session-tokens"
+            && let Err(refusal) = self.admit_operator(&request, peer)
+        {
+            return refusal;
+        }
         match path.as_str() {
             "/ws/session" if self.serves != Serves::Nodes => {
                 self.session_socket(&mut request, peer)
             }
             "/ws/node" if self.serves != Serves::Sessions => self.node_socket(&mut request, peer),
+            "/api/v1/session-tokens" if request.method() == Method::POST => {
+                self.session_token(request).await
+            }
             "/health" if get => answer(StatusCode::OK, "OK"),
             "/readyz" if get => self.readyz(),
-            "/metrics" if get => self.metrics(),
+            "/metrics" if get => match self.admit_operator(&request, peer) {
+                Ok(()) => self.metrics(),
+                Err(refusal) => refusal,
+            },
             "/api/v1/stats" if get => self.stats(),
             "/api/v1/nodes" if get => reply(StatusCode::OK, &self.nodes()),
             "/api/v1/pools" if get => reply(StatusCode::OK, &self.pools()),
-            "/api/v1/pools" if request.method() == Method::PUT => {
-                self.replace_pools(request, peer).await
-            }
+            "/api/v1/pools" if request.method() == Method::PUT => self.replace_pools(request).await,
             "/api/v1/rooms" if get => {
                 reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX))
             }
             "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
             "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
-            other => self.about_one(other, &request, peer).await,
+            other => match other.strip_prefix("/api/v1/keys") {
+                Some("") => self.keys(&[], request, peer).await,
+                Some(rest) if rest.starts_with('/') => {
+                    self.keys(&[&rest[1..]], request, peer).await
+                }
+                _ => self.about_one(other, &request, peer).await,
+            },
         }
     }
 
@@ -100,14 +117,10 @@ impl Routes {
                     None => fault(StatusCode::NOT_FOUND, "no such node"),
                 }
             }
-            (&Method::POST, ["api", "v1", "nodes", id, "pairing-codes"]) => {
-                self.pairing_code(id, peer)
-            }
-            (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => {
-                self.move_node(id, peer, Node::drain)
-            }
+            (&Method::POST, ["api", "v1", "nodes", id, "pairing-codes"]) => self.pairing_code(id),
+            (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => self.move_node(id, Node::drain),
             (&Method::POST, ["api", "v1", "nodes", id, "undrain"]) => {
-                self.move_node(id, peer, |node| node.undrain(self.shared.now()))
+                self.move_node(id, |node| node.undrain(self.shared.now()))
             }
             (&Method::GET, _) => fault(StatusCode::NOT_FOUND, "no such page"),
             _ => fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
@@ -125,14 +138,16 @@ impl Routes {
             outbox_bytes_max: t.session_outbox_bytes_max,
             ..self.limits()
         };
+        let pass = match self.admit(KeyKind::Session, request) {
+            Ok(pass) => pass,
+            Err(refusal) => return refusal,
+        };
         let shared = Arc::clone(&self.shared);
-        open_socket(
-            request,
-            peer,
-            limits,
-            t.session_outbox_frames_max,
-            move |connection, outbox| SessionTask::new(shared, peer, connection, outbox).run(),
-        )
+        let frames_max = t.session_outbox_frames_max;
+        open_socket(request, peer, limits, frames_max, move |connection, outbox| {
+            let admitted = Admitted::session(&shared, pass, &outbox);
+            SessionTask::new(shared, peer, admitted, connection, outbox).run()
+        })
     }
 
     /// The answer to a session that comes too early, or too late.
@@ -154,9 +169,14 @@ impl Routes {
             outbox_bytes_max: t.node_outbox_bytes_max,
             ..self.limits()
         };
+        let pass = match self.admit(KeyKind::Node, request) {
+            Ok(pass) => pass,
+            Err(refusal) => return refusal,
+        };
         let shared = Arc::clone(&self.shared);
         open_socket(request, peer, limits, t.node_outbox_frames_max, move |connection, outbox| {
-            NodeTask::new(shared, peer, connection, outbox).run()
+            let admitted = Admitted::node(&shared, pass, &outbox);
+            NodeTask::new(shared, peer, admitted, connection, outbox).run()
         })
     }
 
@@ -422,10 +442,7 @@ impl Routes {
     }
 
     /// Makes a code by which one session is served by this node alone.
-    fn pairing_code(&self, id: &str, peer: SocketAddr) -> Response<Body> {
-        if !peer.ip().is_loopback() {
-            return fault(StatusCode::FORBIDDEN, "only from this host");
-        }
+    fn pairing_code(&self, id: &str) -> Response<Body> {
         let (shared, now) = (&self.shared, self.shared.now());
         let Some(node) = shared.registry.get(&NodeId::from(id)) else {
             return fault(StatusCode::NOT_FOUND, "no such node");
@@ -441,15 +458,7 @@ impl Routes {
         reply(StatusCode::CREATED, &body)
     }
 
-    fn move_node(
-        &self,
-        id: &str,
-        peer: SocketAddr,
-        step: impl FnOnce(&Node) -> bool,
-    ) -> Response<Body> {
-        if !peer.ip().is_loopback() {
-            return fault(StatusCode::FORBIDDEN, "only from this host");
-        }
+    fn move_node(&self, id: &str, step: impl FnOnce(&Node) -> bool) -> Response<Body> {
         let Some(node) = self.shared.registry.get(&NodeId::from(id)) else {
             return fault(StatusCode::NOT_FOUND, "no such node");
         };
@@ -461,10 +470,7 @@ impl Routes {
         reply(StatusCode::OK, &json!({"node_id": node.id, "state": node.state(), "changed": moved}))
     }
 
-    async fn replace_pools(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        if !peer.ip().is_loopback() {
-            return fault(StatusCode::FORBIDDEN, "only from this host");
-        }
+    async fn replace_pools(&self, request: Request<Incoming>) -> Response<Body> {
         let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => return fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
+use super::credentials::Admitted;
 use super::perform::{bury, perform, tell_rooms};
 use super::shared::{
     Line, Mail, Newcomer, ResumeKey, SessionHandle, SessionSlot, SessionTag, Shared, Socket,
@@ -73,10 +74,12 @@ impl SessionTask {
     pub(super) fn new(
         shared: Arc<Shared>,
         peer: SocketAddr,
+        admitted: Option<Box<Admitted>>,
         connection: Connection<Socket, SessionTag>,
         outbox: Arc<Outbox<SessionTag>>,
     ) -> Self {
-        let line = Line { peer, connection, outbox, late: BTreeMap::new(), farewell: None };
+        let (late, farewell) = (BTreeMap::new(), None);
+        let line = Line { peer, admitted, connection, outbox, late, farewell };
         shared.metrics.connections.with_label_values(&["session"]).inc();
         Self::of(shared, Some(line), None)
     }
@@ -262,6 +265,13 @@ impl SessionTask {
                 job_id: None,
             });
         }
+        let profile = match self.as_admitted(profile) {
+            Ok(profile) => profile,
+            Err(trace_id) => {
+                let text = "The credential is for another tenant";
+                return self.send(&Event::error(ErrorCode::Forbidden, text, Some(trace_id)));
+            }
+        };
         let profile = match self.pair(code.as_deref()) {
             Ok(node) => profile.paired_with(node),
             Err(refused) => return self.not_paired(refused, profile.trace_id),
@@ -295,6 +305,19 @@ impl SessionTask {
         self.shared.metrics.sessions_opened.inc();
         self.open = Some(open);
         self.send(&ack);
+    }
+
+    /// The session as one of the tenant whose key was shown; the error is the session's trace.
+    fn as_admitted(&self, profile: Profile) -> Result<Profile, String> {
+        let admitted = self.line.as_ref().and_then(|line| line.admitted.as_ref());
+        let Some(Admitted { pass, .. }) = admitted.map(Box::as_ref) else { return Ok(profile) };
+        match (&profile.tenant, &pass.tenant) {
+            (Some(named), Some(tenant)) if named != tenant => Err(profile.trace_id),
+            (_, tenant) => {
+                let tenant = tenant.clone();
+                Ok(profile.of_tenant(tenant))
+            }
+        }
     }
 
     /// The node that the client's code is for, if it offers one.
@@ -357,6 +380,10 @@ impl SessionTask {
     fn resumable(&self, resume: &Resume) -> Option<Arc<SessionHandle>> {
         let id: SessionId = resume.session_id.parse().ok()?;
         let handle = self.shared.sessions.pin().get(&id).map(Arc::clone)?;
+        let admitted = self.line.as_ref().and_then(|line| line.admitted.as_ref());
+        if admitted.is_some_and(|admitted| admitted.pass.tenant != handle.profile.tenant) {
+            return None;
+        }
         let key = handle.key.filter(|key| key.opens(resume.epoch, &resume.resume_secret));
         key.map(|_| handle)
     }

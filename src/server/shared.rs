@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::awaited::Awaited;
 use super::clock::Clock;
+use super::credentials::{Admitted, Changed, KeyChange, Watch};
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
@@ -24,7 +25,7 @@ use crate::protocol::{JobId, RoomCode, SessionId, limits};
 use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
-use crate::tenant::Pairings;
+use crate::tenant::{Keys, Pairings};
 use crate::transport::{Connection, Outbox};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
@@ -50,6 +51,9 @@ pub(super) struct Shared {
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,
+    /// Keys, and who is here by the grace of one.
+    pub(super) keys: Keys,
+    pub(super) watch: Watch,
     /// Codes that pair a session with a node.
     pub(super) pairings: Pairings,
     /// The way to the task that owns the rooms.
@@ -118,6 +122,8 @@ pub(super) type Socket = TokioIo<hyper::upgrade::Upgraded>;
 /// A client's connection.
 pub(super) struct Line {
     pub(super) peer: SocketAddr,
+    /// Who showed a key, if one is asked for.
+    pub(super) admitted: Option<Box<Admitted>>,
     pub(super) connection: Connection<Socket, SessionTag>,
     pub(super) outbox: Arc<Outbox<SessionTag>>,
     /// The newest progress of jobs that the client was too slow for.
@@ -365,6 +371,8 @@ impl Control {
 pub(super) enum Command {
     /// Replace the pool configuration whole; answered with the version published.
     ReplacePools(Vec<Pool>, oneshot::Sender<Result<u64, Faults>>),
+    /// Make or revoke a key; answered with what it is then.
+    Key(KeyChange, oneshot::Sender<Changed>),
 }
 
 /// Counts an open session for as long as it lives, within the limit.

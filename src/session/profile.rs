@@ -87,6 +87,11 @@ impl Profile {
         })
     }
 
+    /// The same, of that tenant.
+    pub fn of_tenant(self, tenant: Option<String>) -> Self {
+        Self { tenant, ..self }
+    }
+
     /// The same, served by that node alone.
     pub fn paired_with(self, node: Option<NodeId>) -> Self {
         Self { paired: node, ..self }

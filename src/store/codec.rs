@@ -204,6 +204,7 @@ mod tests {
         assert_eq!(decode(&encode(&idem)), Ok(idem.clone()));
         assert_eq!(decode(&encode(&pools)), Ok(pools.clone()));
         assert_eq!(decode(&encode(&full_room(6))), Ok(full_room(6)));
+        assert_eq!(decode(&encode(&full_key(7))), Ok(full_key(7)));
         assert_eq!(decode(&encode(&full_dead_letter(5))), Ok(full_dead_letter(5)));
     }
 

@@ -174,6 +174,10 @@ impl Ledger {
                 let value = tables.sealed(row);
                 tables.rooms.insert(row.code.0, value.as_slice())?;
             }
+            Write::Key(row) => {
+                let value = tables.sealed(row);
+                tables.keys.insert(row.id, value.as_slice())?;
+            }
             Write::DropRoom(code) => drop(tables.rooms.remove(code.0)?),
             Write::DropDeadLetter(id) => tables.drop_dead_letter(*id)?,
         }

@@ -47,8 +47,8 @@ pub use inspect::{JobView, ReadOnly, open_read_only};
 pub use medium::{IoStats, Medium, Space};
 pub use pressure::{Health, Pressure, Watermark, Watermarks};
 pub use record::{
-    DeadLetterRow, IdemRow, JobRow, MemberRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow, RoomRow,
-    SessionRow, TerminalRow,
+    DeadLetterRow, IdemRow, JobRow, KeyRow, MemberRow, MetaRow, NodeRow, OutboxRow, PoolConfigRow,
+    RoomRow, SessionRow, TerminalRow,
 };
 
 pub use stepper::Stepper;
@@ -172,6 +172,8 @@ pub enum Write {
     Room(RoomRow),
     /// A room is no more.
     DropRoom(RoomCode),
+    /// A key was made, or changed.
+    Key(KeyRow),
     /// A dead letter is not needed any more.
     DropDeadLetter(u64),
 }
@@ -235,6 +237,8 @@ pub struct Recovered {
     pub pools: Option<PoolConfigRow>,
     /// Rooms, by code.
     pub rooms: Vec<RoomRow>,
+    /// Keys, by number.
+    pub keys: Vec<KeyRow>,
     /// Frames still owed, over all sessions; see [`Store::outbox`].
     pub outbox_rows: u64,
     /// Dead letters kept; see [`Store::dead_letters`].

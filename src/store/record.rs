@@ -31,6 +31,7 @@ records! {
     DeadLetterRow: 0x0a v 2;
     CountersRow: 0x0b v 1;
     RoomRow: 0x0c v 1;
+    KeyRow: 0x0d v 1;
 }
 
 /// The database itself.
@@ -228,6 +229,27 @@ pub struct MemberRow {
     pub joined_unix_ms: u64,
 }
 
+/// A key that opens something, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct KeyRow {
+    /// Its number.
+    pub id: u64,
+    /// What it opens, opaque here.
+    pub kind: u8,
+    /// Whose sessions it opens, if it is one for sessions.
+    pub tenant: Option<String>,
+    /// For people.
+    pub name: String,
+    /// Keyed hash of the key.
+    pub hash: [u8; 32],
+    /// When it was made, Unix milliseconds.
+    pub created_unix_ms: u64,
+    /// When it is no longer good, Unix milliseconds, if it ends by itself.
+    pub expires_unix_ms: Option<u64>,
+    /// When it was revoked, Unix milliseconds, if it was.
+    pub revoked_unix_ms: Option<u64>,
+}
+
 /// What was not delivered, or not done, and is kept for people to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct DeadLetterRow {
@@ -421,6 +443,19 @@ pub(super) mod samples {
                 raw_voice: vec![(SessionId(78), false)],
                 joined_unix_ms: 6,
             }],
+        }
+    }
+
+    pub(in crate::store) fn full_key(id: u64) -> KeyRow {
+        KeyRow {
+            id,
+            kind: 1,
+            tenant: Some("tenant".into()),
+            name: "name".into(),
+            hash: [9; 32],
+            created_unix_ms: 4,
+            expires_unix_ms: Some(5),
+            revoked_unix_ms: Some(6),
         }
     }
 

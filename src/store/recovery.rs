@@ -140,6 +140,7 @@ pub(super) fn recover(
         nodes: scan.nodes,
         pools: scan.pools,
         rooms: scan.rooms,
+        keys: scan.keys,
         outbox_rows: scan.outbox_rows,
         dead_letters: scan.dead_letters,
         bad_rows: scan.bad.len() as u64,
@@ -189,6 +190,7 @@ enum Place {
     Node(String),
     Pools,
     Room(u32),
+    Key(u64),
 }
 
 /// A row that was not believed.
@@ -207,6 +209,7 @@ struct Scan {
     nodes: Vec<NodeRow>,
     pools: Option<PoolConfigRow>,
     rooms: Vec<RoomRow>,
+    keys: Vec<KeyRow>,
     outbox_rows: u64,
     dead_letters: u64,
     /// What is to be stored of the progress of sessions: as it is, and as it has to be.
@@ -264,6 +267,8 @@ impl Scan {
         each(txn, tables::ROOMS, bad, Place::Room, |code, row: RoomRow| {
             keep(rooms, row.code.0 == code, row)
         })?;
+        let keys = &mut self.keys;
+        each(txn, tables::KEYS, bad, Place::Key, |id, row: KeyRow| keep(keys, row.id == id, row))?;
         if let Some(value) = txn.open_table(tables::META)?.get(COUNTERS)?
             && let Err(error) = codec::decode::<CountersRow>(value.value())
         {
@@ -491,6 +496,7 @@ impl Place {
             Place::Node(id) => ("nodes", id.as_bytes().to_vec()),
             Place::Pools => ("pools", vec![ONLY]),
             Place::Room(code) => ("rooms", code.to_be_bytes().to_vec()),
+            Place::Key(id) => ("keys", id.to_be_bytes().to_vec()),
         }
     }
 
@@ -506,6 +512,7 @@ impl Place {
             Place::Node(id) => drop(all.nodes.remove(id.as_str())?),
             Place::Pools => drop(all.pools.remove(ONLY)?),
             Place::Room(code) => drop(all.rooms.remove(code)?),
+            Place::Key(id) => drop(all.keys.remove(id)?),
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub(super) const IDEMPOTENCY: Def<(u64, u128)> = TableDefinition::new("idempoten
 pub(super) const NODES: Def<&'static str> = TableDefinition::new("nodes");
 pub(super) const POOLS: Def<u8> = TableDefinition::new("pools");
 pub(super) const ROOMS: Def<u32> = TableDefinition::new("rooms");
+pub(super) const KEYS: Def<u64> = TableDefinition::new("keys");
 pub(super) const QUARANTINE: Def<(&'static str, &'static [u8])> =
     TableDefinition::new("quarantine");
 
@@ -53,6 +54,7 @@ pub(super) struct Tables<'t> {
     pub(super) nodes: Rows<'t, &'static str>,
     pub(super) pools: Rows<'t, u8>,
     pub(super) rooms: Rows<'t, u32>,
+    pub(super) keys: Rows<'t, u64>,
     pub(super) quarantine: Rows<'t, (&'static str, &'static [u8])>,
     /// Bytes of the values put so far.
     pub(super) bytes_put: u64,
@@ -78,6 +80,7 @@ impl<'t> Tables<'t> {
             nodes: txn.open_table(NODES)?,
             pools: txn.open_table(POOLS)?,
             rooms: txn.open_table(ROOMS)?,
+            keys: txn.open_table(KEYS)?,
             quarantine: txn.open_table(QUARANTINE)?,
             bytes_put: 0,
             rows_put: 0,

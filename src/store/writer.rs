@@ -197,6 +197,7 @@ impl Shared {
             | Write::Pools(_)
             | Write::Room(_)
             | Write::DropRoom(_)
+            | Write::Key(_)
             | Write::DropDeadLetter(_) => &self.housekeeping,
         };
         let pushed = lane.push(Entry { write, done });

@@ -81,6 +81,8 @@ metrics! {
         "Clients lost that may come back, and what became of those that did.";
     counter replays = "utterd_outbox_replays_total"
         "Times that results were read back from disk for a client.";
+    counters unauthorized = "utterd_unauthorized_total" ["door"]
+        "Requests without a good credential: of sessions, nodes or operators.";
     counters pairings = "utterd_pairings_total" ["outcome"]
         "Pairing codes offered by sessions: paired, invalid or too_many.";
     gauge rooms = "utterd_rooms"

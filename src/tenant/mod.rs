@@ -2,12 +2,14 @@
 //!
 //! It refuses to know scheduling. What it counts is given back when the job ends.
 
+mod keys;
 mod pairing;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use crate::protocol::{ErrorCode, limits};
 
+pub use keys::{Key, KeyKind, Keys, NoKey, Pass, Unauthorized};
 pub use pairing::{CODE_MS, NotPaired, Pairings};
 
 /// Why a job was not admitted. Nothing of it was kept.

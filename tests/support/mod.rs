@@ -211,10 +211,21 @@ pub fn config_for(dir: &Path) -> Config {
 
 /// One HTTP exchange: status and body.
 pub async fn http(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    http_with(addr, method, path, "", body).await
+}
+
+/// The same with further header lines, each with its end.
+pub async fn http_with(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n{headers}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -236,7 +247,10 @@ pub struct Peer {
 
 impl Peer {
     pub async fn connect(addr: SocketAddr, path: &str) -> Self {
-        let (socket, _) = connect_async(format!("ws://{addr}{path}")).await.unwrap();
+        Self::of(connect_async(format!("ws://{addr}{path}")).await.unwrap().0)
+    }
+
+    pub fn of(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
         Self { socket, seen: Vec::new() }
     }
 

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
 use utterd::protocol::{JobId, SessionId};
-use utterd::store::{Engine, Recovered, RoomRow, SimDisk, StoreOptions};
+use utterd::store::{Engine, KeyRow, Recovered, RoomRow, SimDisk, StoreOptions};
 
 use super::workload::Workload;
 use super::world::{World, options};
@@ -72,6 +72,10 @@ impl Kept {
             return Some("a key or a node".to_owned());
         } else if found.pools.is_some() && !self.ever(|world| world.pools == found.pools) {
             return Some("the pools".to_owned());
+        }
+        let key = |key: &KeyRow| self.ever(|world| world.keys.get(&key.id) == Some(key));
+        if !found.keys.iter().all(key) {
+            return Some("a key of a door".to_owned());
         }
         let room = |room: &RoomRow| self.ever(|world| world.rooms.get(&room.code.0) == Some(room));
         if !found.rooms.iter().all(room) {

@@ -62,6 +62,7 @@ impl Workload {
             3..=4 => Write::Delivered { session, through_seq },
             5 => Write::Forfeit { session, through_seq, why: "overflow" },
             6 => Write::Node(node_row(random.u8(..3), now)),
+            7 if random.u8(..3) == 0 => Write::Key(key_row(random, now)),
             7 => match random.bool() {
                 true => Write::Room(room_row(random, session, now)),
                 false => Write::DropRoom(room_code(random)),
@@ -181,6 +182,19 @@ fn session_row(id: SessionId, now: u64) -> SessionRow {
         resume_hash: Some([id.0 as u8; 32]),
         paired: id.0.is_multiple_of(3).then(|| NodeId::from("node-1")),
         init: vec![b'x'; id.0 as usize * 10],
+    }
+}
+
+fn key_row(random: &mut fastrand::Rng, now: u64) -> KeyRow {
+    KeyRow {
+        id: random.u64(..5),
+        kind: random.u8(..3),
+        tenant: random.bool().then(|| "tenant".to_owned()),
+        name: "name".to_owned(),
+        hash: [random.u8(..); 32],
+        created_unix_ms: now,
+        expires_unix_ms: None,
+        revoked_unix_ms: random.bool().then_some(now),
     }
 }
 

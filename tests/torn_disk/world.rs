@@ -42,6 +42,7 @@ pub struct World {
     pub nodes: BTreeMap<String, NodeRow>,
     pub pools: Option<PoolConfigRow>,
     pub rooms: BTreeMap<u32, RoomRow>,
+    pub keys: BTreeMap<u64, KeyRow>,
     pub letters: BTreeMap<u64, (DeadLetterRow, Option<Bytes>)>,
     pub last_letter: u64,
     /// Jobs that ended before their acceptance, each with the letter that waits for it. Memory of
@@ -90,6 +91,7 @@ impl World {
             Write::Node(row) => drop(self.nodes.insert(row.id.to_string(), row.clone())),
             Write::Pools(row) => self.pools = Some(row.clone()),
             Write::Room(row) => drop(self.rooms.insert(row.code.0, row.clone())),
+            Write::Key(row) => drop(self.keys.insert(row.id, row.clone())),
             Write::DropRoom(code) => drop(self.rooms.remove(&code.0)),
             Write::DropDeadLetter(id) => drop(self.letters.remove(id)),
         }
@@ -276,6 +278,8 @@ impl World {
             return Some(format!("frames, letters, bad rows {counts:?}, not {wanted:?}"));
         } else if found.nodes != nodes || found.pools != self.pools {
             return Some("nodes or pools".to_owned());
+        } else if !found.keys.iter().eq(self.keys.values()) {
+            return Some(format!("keys of doors {:?}, not {:?}", found.keys, self.keys));
         } else if !found.rooms.iter().eq(self.rooms.values()) {
             return Some(format!("rooms {:?}, not {:?}", found.rooms, self.rooms));
         }

@@ -55,8 +55,13 @@ pub async fn life(world: Rc<World>, config: Config, pace: Pace, mut rng: Rng) ->
     *world.store.borrow_mut() = Some(store.clone());
     let listener = TcpListener::bind("0.0.0.0:80").await?;
     let addr = listener.local_addr()?;
-    let opened =
-        Opened { listener: Net(listener), addr, store: Some((store, found)), unix_ms: unix_ms() };
+    let opened = Opened {
+        listener: Net(listener),
+        addr,
+        store: Some((store, found)),
+        unix_ms: unix_ms(),
+        secret: [7; 32],
+    };
     let _server = Server::start_on(config, opened).await;
     disk(&world, stepper, pace, &mut rng).await
 }

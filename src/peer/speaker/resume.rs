@@ -110,7 +110,8 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
 
     /// Tries once.
     async fn resume(&mut self) -> Result<(), SpeakError> {
-        let request = wire::request(&self.options.url).map_err(|e| self.fault(e))?;
+        let request = wire::request(&self.options.url, self.options.key.as_deref())
+            .map_err(|e| self.fault(e))?;
         let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
         let dialled = dial.map_err(|_| SpeakError::NoAnswer("connection"))?;
         self.socket = dialled.map_err(|e| self.fault(e))?;

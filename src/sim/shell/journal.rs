@@ -69,6 +69,7 @@ impl Journal {
             | Write::Pools(_)
             | Write::Room(_)
             | Write::DropRoom(_)
+            | Write::Key(_)
             | Write::DropDeadLetter(_) => 2,
         }
     }
