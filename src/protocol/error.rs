@@ -71,6 +71,8 @@ codes! {
     SessionClosed = "SESSION_CLOSED",
     /// A limit of the server or of the session is reached; try again later.
     Overloaded = "OVERLOADED",
+    /// A limit of the tenant is reached; try again later.
+    RateLimited = "RATE_LIMITED",
     /// The server is going down for a restart.
     ShuttingDown = "SHUTTING_DOWN",
     /// No node could take the job before its deadline.
@@ -114,6 +116,7 @@ impl ErrorCode {
                 "The nodes that had the job were lost."
             }
             ErrorCode::Overloaded => "The service is at its limit; try again shortly.",
+            ErrorCode::RateLimited => "The tenant is at its limit; try again shortly.",
             ErrorCode::ShuttingDown => "The service restarts; try again shortly.",
             _ => "The utterance could not be translated.",
         }

@@ -60,7 +60,8 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) {
         let speaker = match returned.get_mut(&session) {
             Some(back) => back.speaker_of(&row),
             None => {
-                let stranger = || shared.scheduler.speaker(session);
+                let account = shared.scheduler.accounts().of(row.spec.tenant.as_deref());
+                let stranger = || shared.scheduler.speaker(session, account);
                 Arc::clone(strangers.entry(session).or_insert_with(stranger))
             }
         };
@@ -116,7 +117,7 @@ impl Returned {
         };
         let profile = Profile::new(*init, row.trace_id).ok()?;
         let key = row.resume_hash.map(|hash| ResumeKey { epoch: row.epoch, hash });
-        let slot = SessionSlot::take_back(shared);
+        let slot = SessionSlot::take_back(shared, profile.tenant.as_deref());
         let open = Open::new(shared, row.id, profile, row.epoch, key, now, slot);
         let (first_seq, frames) = match owed {
             Some((first, last)) => (first, last + 1 - first),
