@@ -302,8 +302,8 @@ choices! {
 }
 
 section! {
-    /// What each tenant may have that has no `[[tenants]]` table, and what such a table leaves
-    /// unset. Sessions that name no tenant are one, called `default`.
+    /// What each tenant may have that has no `[[tenants]]` table, and the limits that such a table
+    /// leaves unset. Sessions that name no tenant are one, called `default`.
     TenantDefaults in "tenant" {
         /// Share of the slots against other tenants, where they are scarce.
         weight: u32 = 1, "none", WEIGHT;

@@ -28,17 +28,21 @@ const UNNAMED: &str = "default";
 pub struct Account {
     /// Its place in the order in which accounts were made; names it where a number will do.
     number: u32,
+    /// What sessions call it.
     pub(super) name: Arc<str>,
+    /// Whether the configuration names it.
     listed: bool,
-    /// Its share against other tenants where slots are scarce.
+    /// Its share against other tenants where slots are scarce; at least 1.
     weight: u32,
+    /// Most open sessions; `u32::MAX` is no limit.
     sessions_max: u32,
+    /// Most unfinished jobs; `u32::MAX` is no limit.
     jobs_max: u32,
     /// Open sessions.
     sessions: AtomicU32,
     /// Unfinished jobs.
     jobs: AtomicU32,
-    /// Those of them that wait for a slot.
+    /// Those of them that wait for a slot; written by `Admission`.
     pub(super) waiting: AtomicUsize,
     /// Messages it may send; none if without limit.
     messages: Option<Bucket>,
@@ -48,6 +52,7 @@ pub struct Account {
     pub(super) pairs: AtomicU32,
     /// What it used of further ones.
     pub(super) other_pairs: Meter,
+    /// Its metrics.
     pub(super) counted: Counted,
 }
 
@@ -179,9 +184,11 @@ pub struct Accounts {
     by_name: HashMap<Arc<str>, Arc<Account>, RandomState>,
     /// What holds for who is not listed.
     defaults: config::TenantDefaults,
+    /// Numbers given out.
     made: AtomicU32,
-    /// Accounts of tenants that are not listed.
+    /// Accounts made for tenants that are not listed.
     unlisted: AtomicUsize,
+    /// The one that tenants share for which there is none.
     other: Arc<Account>,
     usage: Usage,
 }

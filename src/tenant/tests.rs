@@ -70,6 +70,7 @@ fn a_tenant_has_as_many_jobs_as_it_may_and_others_have_theirs() {
     assert_eq!(admit(&acme), Ok(()));
     // What an earlier life accepted counts, and is not refused.
     admission.readmit(&acme, &session);
+    admission.release(&acme, &session, pair("zh:en"), (Outcome::Failed, 1_000));
     assert_eq!(admit(&acme), Err(Denied::TenantJobs));
 }
 

@@ -164,7 +164,8 @@ fn a_flood_of_one_tenant_leaves_the_waits_of_another_as_they_were() {
     // The other pair, for the same nodes, stands before this one in every table.
     let another = ("another pair", ("en", "zh"), 200);
     for (where_, flooded, seconds) in [("the same pair", ZH_EN, 600), another] {
-        let figures = [1.0, 50.0].map(|times| {
+        // With nine tenths there is a slot free now and then, which is another load.
+        let figures = [0.9, 1.0, 50.0].map(|times| {
             let [quiet, busy] = quiet_beside(times, ["quiet", "busy"], [ZH_EN, flooded], seconds);
             assert_eq!((quiet.refused.len(), quiet.unplaced()), (0, 0), "it is shut out");
             let waits = quiet.waits_ms();
@@ -179,10 +180,11 @@ fn a_flood_of_one_tenant_leaves_the_waits_of_another_as_they_were() {
             );
             p99
         });
-        let [usual, flood] = figures;
+        let [_, usual, flood] = figures;
         let change = (flood / usual - 1.0) * 100.0;
         println!("{where_}: p99 changes by {change:.1} %");
         assert!(change.abs() < 20.0, "{usual} ms, in the flood {flood} ms");
+        assert!(flood < 1_500.0, "{flood} ms is longer than the longest utterance");
     }
     // What would become of it without an account of its own.
     let [quiet, _] = quiet_beside(50.0, ["both", "both"], [ZH_EN, ZH_EN], 60);
