@@ -58,6 +58,8 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(ms: u64) -> Now {
@@ -91,6 +93,37 @@ mod tests {
         assert_eq!(bucket.take(30, at(100)), Ok(()));
         assert_eq!(bucket.take(1, at(100)), Err(2_100));
         assert_eq!(bucket.take(1, at(2_200)), Ok(()));
+    }
+
+    proptest! {
+        /// Against a bucket that is filled before each look at it. Its content is told in the time
+        /// that it takes to come in.
+        #[test]
+        fn it_holds_what_a_bucket_would(
+            units in prop_oneof![Just(1_u64), Just(4), Just(10), Just(1_000)],
+            steps in proptest::collection::vec((0_u64..400_000, 0_u64..15, any::<bool>()), 1..200)
+        ) {
+            let (bucket, mut now) = (Bucket::new(units, 1_000), at(0));
+            let (unit, full) = (1_000_000 / units as i64, 1_000_000_i64);
+            let mut held = full;
+            for (passed_us, taken, owed) in steps {
+                now.us += passed_us;
+                held = (held + passed_us as i64).min(full);
+                let cost = taken as i64 * unit;
+                let missing_us = |held: i64| u64::try_from(cost.min(full) - held).unwrap_or(0);
+                if owed {
+                    held -= cost;
+                    let wait_ms = missing_us(held).div_ceil(1_000);
+                    prop_assert_eq!(bucket.overdraw(taken, now), wait_ms);
+                } else if missing_us(held) == 0 {
+                    held -= cost;
+                    prop_assert_eq!(bucket.take(taken, now), Ok(()));
+                } else {
+                    let wait_ms = missing_us(held).div_ceil(1_000);
+                    prop_assert_eq!(bucket.take(taken, now), Err(wait_ms));
+                }
+            }
+        }
     }
 
     #[test]
