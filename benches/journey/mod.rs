@@ -105,7 +105,7 @@ impl Journey {
         let text = world::result_frame(some, 0x101, &world::base64_of(voice_bytes));
         let answer = Frame::new(text.replace("node-0001", "the-node!"), &some.to_string());
         Self {
-            speaker: world.scheduler.speaker(id),
+            speaker: world.scheduler.speaker(id, world.scheduler.accounts().of(None)),
             world,
             session,
             wheel: Wheel::new(0),

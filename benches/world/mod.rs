@@ -16,6 +16,7 @@ use utterd::protocol::job::{Audio, Cut, JobSpec, Outcome, Pipeline};
 use utterd::protocol::node::{JobResult, Message, Report, decode};
 use utterd::protocol::{JobId, NodeId, Pair, SessionId, TurnId};
 use utterd::telemetry::{Metrics, Now};
+use utterd::tenant::{Accounts, Admission};
 
 /// Bytes of one second of PCM at 16 kHz: as base64 the usual utterance, 43 KB.
 pub const SECOND_BYTES: usize = 32_000;
@@ -81,7 +82,9 @@ impl World {
         };
         let nodes: Vec<Attached> = (0..nodes).map(join).collect();
         let (shared, metrics) = (Arc::clone(&registry), Arc::new(Metrics::new()));
-        let scheduler = Scheduler::new(job, 10_000, 1, shared, Arc::clone(&pools), metrics);
+        let accounts = Accounts::new(config::TenantDefaults::default(), &[], &metrics);
+        let admission = Admission::new(&job, 10_000, accounts);
+        let scheduler = Scheduler::new(job, admission, 1, shared, Arc::clone(&pools), metrics);
         pools.with(|s| {
             let served = s.route(pairs[0]).map_or(0, |route| route.pools[0].nodes.len());
             assert_eq!(served, nodes.len(), "every node is in the pool of its pair");
@@ -160,7 +163,9 @@ pub struct Load {
 impl Load {
     /// With so many sessions, spread over the pairs.
     pub fn new(world: World, sessions: usize, pairs: Vec<Pair>) -> Self {
-        let speaker = |n: usize| (world.scheduler.speaker(SessionId(n as u64 + 1)), 0);
+        let account = world.scheduler.accounts().of(None);
+        let speaker =
+            |n: usize| (world.scheduler.speaker(SessionId(n as u64 + 1), Arc::clone(&account)), 0);
         let speakers = (0..sessions).map(speaker).collect();
         let audio = Audio::Base64(Bytes::from(base64_of(SECOND_BYTES)));
         let (effects, answer, now) = (Effects::new(), result(), Now { us: 1, unix_ms: 1 });

@@ -15,6 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::raw::{self, Entry, Given};
 use super::setting::{Allowed, Field, Misread, Section, Value};
 use super::{Config, OTHER_VARIABLES, Pool, VARIABLE_PREFIX, reference_keys};
+use crate::protocol::limits::ID_BYTES_MAX;
 
 /// Everything that is wrong with a configuration, in the order of its places. Never empty when
 /// returned as an error.
@@ -79,6 +80,9 @@ impl fmt::Display for Fault {
         }
     }
 }
+
+/// What the file holds as lists of tables.
+const LISTS: [&str; 2] = ["pools", "tenants"];
 
 /// Two settings that must agree.
 struct Rule {
@@ -173,7 +177,10 @@ pub(super) fn read(
         let (entries, place) = judge.take_table(&mut written, name);
         judge.section(section, name, entries, place);
     }
-    config.pools = judge.pools(&mut written);
+    config.pools = judge.list(&mut written, "pools");
+    judge.names("pools", config.pools.iter().map(|pool| &*pool.name));
+    config.tenants = judge.list(&mut written, "tenants");
+    judge.names("tenants", config.tenants.iter().map(|tenant| &*tenant.name));
     for entry in written {
         judge.unknown_section(&entry, &mut config);
     }
@@ -189,10 +196,11 @@ pub(super) fn judge(config: &Config) -> Result<(), Faults> {
         let name = section.name();
         judge.section(section, name, Vec::new(), Place::Nowhere);
     }
-    for (i, pool) in config.pools.iter_mut().enumerate() {
-        judge.section(pool, &format!("pools[{i}]"), Vec::new(), Place::Nowhere);
+    judge.pools(&mut config.pools);
+    for (i, tenant) in config.tenants.iter_mut().enumerate() {
+        judge.section(tenant, &format!("tenants[{i}]"), Vec::new(), Place::Nowhere);
     }
-    judge.pool_names(&config.pools);
+    judge.names("tenants", config.tenants.iter().map(|tenant| &*tenant.name));
     judge.rules(&mut config);
     judge.verdict(())
 }
@@ -201,10 +209,7 @@ pub(super) fn judge(config: &Config) -> Result<(), Faults> {
 /// fault in it.
 pub fn check_pools(mut pools: Vec<Pool>) -> Result<Vec<Pool>, Faults> {
     let mut judge = Judge::default();
-    for (i, pool) in pools.iter_mut().enumerate() {
-        judge.section(pool, &format!("pools[{i}]"), Vec::new(), Place::Nowhere);
-    }
-    judge.pool_names(&pools);
+    judge.pools(&mut pools);
     judge.verdict(pools)
 }
 
@@ -238,6 +243,12 @@ pub(super) fn is_log_filter(text: &str) -> bool {
 pub(super) fn is_pool_name(text: &str) -> bool {
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     (1..=64).contains(&text.len()) && text.bytes().all(fine)
+}
+
+/// Whether a text can name a tenant. The longest is the longest that a session may name; `other`
+/// stands for all that are not listed.
+pub(super) fn is_tenant_name(text: &str) -> bool {
+    !text.trim().is_empty() && text.len() <= ID_BYTES_MAX && text != "other"
 }
 
 /// The faults found so far, and where each setting was written.
@@ -286,10 +297,10 @@ impl Judge {
                 let names = known.iter().map(|(section, key)| variable(section, key));
                 let hint = match nearest(&name, names) {
                     Some(near) => Some(format!("did you mean {near}")),
-                    None if name == variable("pools", "").trim_end_matches('_') => {
-                        Some("pools are set in the file".to_owned())
-                    }
-                    None => None,
+                    None => LISTS
+                        .iter()
+                        .find(|list| name == variable(list, "").trim_end_matches('_'))
+                        .map(|list| format!("{list} are set in the file")),
                 };
                 self.fault(name, "names no setting", None, hint, place);
                 continue;
@@ -389,45 +400,52 @@ impl Judge {
         }
     }
 
-    /// Reads every `[[pools]]` table.
-    fn pools(&mut self, written: &mut Vec<Entry>) -> Vec<Pool> {
-        let Some(at) = written.iter().position(|entry| entry.key == "pools") else {
+    /// Judges pools made in code.
+    fn pools(&mut self, pools: &mut [Pool]) {
+        for (i, pool) in pools.iter_mut().enumerate() {
+            self.section(pool, &format!("pools[{i}]"), Vec::new(), Place::Nowhere);
+        }
+        self.names("pools", pools.iter().map(|pool| &*pool.name));
+    }
+
+    /// Reads every `[[name]]` table.
+    fn list<T: Section + Default>(&mut self, written: &mut Vec<Entry>, name: &str) -> Vec<T> {
+        let Some(at) = written.iter().position(|entry| entry.key == name) else {
             return Vec::new();
         };
         let Entry { given, place, .. } = written.remove(at);
-        let allowed = || Some("allowed: tables, each begun by [[pools]]".to_owned());
+        let allowed = || Some(format!("allowed: tables, each begun by [[{name}]]"));
         let Given::List(items) = given else {
-            self.fault("pools", "wrong type", Some(given.to_string()), allowed(), place);
+            self.fault(name, "wrong type", Some(given.to_string()), allowed(), place);
             return Vec::new();
         };
-        let mut pools = Vec::new();
+        let mut tables = Vec::new();
         for (i, item) in items.into_iter().enumerate() {
-            let path = format!("pools[{i}]");
-            let mut pool = Pool::default();
+            let path = format!("{name}[{i}]");
+            let mut table = T::default();
             match item.given {
-                Given::Table(entries) => self.section(&mut pool, &path, entries, item.place),
+                Given::Table(entries) => self.section(&mut table, &path, entries, item.place),
                 other => {
                     self.fault(path, "wrong type", Some(other.to_string()), allowed(), item.place)
                 }
             }
-            pools.push(pool);
+            tables.push(table);
         }
-        self.pool_names(&pools);
-        pools
+        tables
     }
 
-    /// No two pools may be called alike.
-    fn pool_names(&mut self, pools: &[Pool]) {
+    /// No two of a list may be called alike.
+    fn names<'a>(&mut self, list: &str, names: impl Iterator<Item = &'a str>) {
         let mut seen = BTreeMap::new();
-        for (i, pool) in pools.iter().enumerate().filter(|(_, pool)| !pool.name.is_empty()) {
-            let key = format!("pools[{i}].name");
-            if let Some(first) = seen.get(pool.name.as_str()) {
+        for (i, name) in names.enumerate().filter(|(_, name)| !name.is_empty()) {
+            let key = format!("{list}[{i}].name");
+            if let Some(first) = seen.get(name) {
                 let place = self.places.get(&key).cloned().unwrap_or(Place::Nowhere);
-                let wrong = format!("already the name of pools[{first}]");
-                let given = Some(format!("{:?}", pool.name));
+                let wrong = format!("already the name of {list}[{first}]");
+                let given = Some(format!("{name:?}"));
                 self.fault(key, wrong, given, Some("allowed: names all different".into()), place);
             } else {
-                seen.insert(pool.name.as_str(), i);
+                seen.insert(name, i);
             }
         }
     }
@@ -436,7 +454,7 @@ impl Judge {
     /// name here.
     fn unknown_section(&mut self, entry: &Entry, config: &mut Config) {
         let mut names: Vec<&str> = config.sections().iter().map(|section| section.name()).collect();
-        names.push("pools");
+        names.extend(LISTS);
         let hint = nearest(&entry.key, names.iter().map(ToString::to_string))
             .map(|near| format!("did you mean {near}"))
             .unwrap_or_else(|| format!("allowed: {}", names.join(", ")));

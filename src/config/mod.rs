@@ -39,6 +39,8 @@ pub struct Config {
     pub session: Session,
     /// Rooms and their members.
     pub room: Room,
+    /// What a tenant may have that is not listed.
+    pub tenant: TenantDefaults,
     /// Units of work and their deadlines.
     pub job: Job,
     /// The machines behind, and when they are trusted.
@@ -49,6 +51,8 @@ pub struct Config {
     pub log: Log,
     /// Named shares of the nodes; none means one pool for every pair and tenant.
     pub pools: Vec<Pool>,
+    /// Tenants with a share and limits of their own.
+    pub tenants: Vec<Tenant>,
 }
 
 /// What every environment variable of a setting begins with.
@@ -93,9 +97,9 @@ impl Config {
         check::judge(self)
     }
 
-    /// Every section but the pools. Taking `Config` apart makes a forgotten section a compile
+    /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 10] {
+    fn sections(&mut self) -> [&mut dyn Section; 11] {
         let Self {
             server,
             transport,
@@ -103,13 +107,15 @@ impl Config {
             segmenter,
             session,
             room,
+            tenant,
             job,
             node,
             store,
             log,
             pools: _,
+            tenants: _,
         } = self;
-        [server, transport, auth, segmenter, session, room, job, node, store, log]
+        [server, transport, auth, segmenter, session, room, tenant, job, node, store, log]
     }
 }
 
@@ -159,6 +165,11 @@ const fn from_to(low: u64, high: u64) -> Allowed {
     Allowed::Whole(low, high)
 }
 
+const WEIGHT: Allowed = from_to(1, 1_000);
+const SESSIONS: Allowed = from_to(0, 1_000_000);
+const JOBS: Allowed = from_to(0, 10_000_000);
+const MESSAGES: Allowed = from_to(0, 100_000);
+const AUDIO: Allowed = from_to(0, 10_000_000);
 const PERCENT: Allowed = Allowed::Real(0.0, 100.0);
 const HOST_PORT: Allowed =
     Text("HOST:PORT, such as 127.0.0.1:5010, [::1]:5010 or localhost:0", check::is_host_port);
@@ -168,6 +179,8 @@ const LOG_FILTER: Allowed = Text(
     check::is_log_filter,
 );
 const POOL_NAME: Allowed = Text("1 to 64 of A-Z a-z 0-9 _ . -", check::is_pool_name);
+const TENANT_NAME: Allowed =
+    Text("1 to 128 bytes that are not all blank; not `other`", check::is_tenant_name);
 const PAIRS: Allowed = List("one or more of \"zh:en\", \"*:en\", \"zh:*\", \"*:*\"", 1, |_| true);
 const NAMES: Allowed = List("names that are not empty", 0, |name| !name.trim().is_empty());
 
@@ -329,6 +342,66 @@ section! {
 }
 
 section! {
+    /// What each tenant may have that has no `[[tenants]]` table, and the limits that such a table
+    /// leaves unset. Sessions that name no tenant are one, called `default`.
+    TenantDefaults in "tenant" {
+        /// Share of the slots against other tenants, where they are scarce.
+        weight: u32 = 1, "none", WEIGHT;
+        /// Open sessions of the tenant; further ones are refused. 0 is no limit.
+        sessions_max: u32 = 0, "sessions", SESSIONS;
+        /// Jobs of the tenant that are not settled; further ones are refused. 0 is no limit.
+        jobs_max: u32 = 0, "jobs", JOBS;
+        /// Messages a second from all sessions of the tenant; as many may come at once. 0 is no
+        /// limit.
+        messages_per_second: u32 = 0, "messages", MESSAGES;
+        /// Seconds of audio a minute in the jobs of the tenant; as much may come at once. 0 is no
+        /// limit.
+        audio_seconds_per_minute: u32 = 0, "s", AUDIO;
+    }
+}
+
+section! {
+    /// A tenant with a share and limits of its own: sessions name it as `tenant_id`. One
+    /// `[[tenants]]` table each, set in the file, not by variables.
+    Tenant in "tenants" {
+        /// What sessions call it; no two alike.
+        name: String = String::new(), "none", TENANT_NAME;
+        /// Share of the slots against other tenants, where they are scarce.
+        weight: u32 = 1, "none", WEIGHT;
+        /// As `tenant.sessions_max`, for this tenant; unset follows it.
+        sessions_max: Option<u32> = None, "sessions", SESSIONS;
+        /// As `tenant.jobs_max`, for this tenant; unset follows it.
+        jobs_max: Option<u32> = None, "jobs", JOBS;
+        /// As `tenant.messages_per_second`, for this tenant; unset follows it.
+        messages_per_second: Option<u32> = None, "messages", MESSAGES;
+        /// As `tenant.audio_seconds_per_minute`, for this tenant; unset follows it.
+        audio_seconds_per_minute: Option<u32> = None, "s", AUDIO;
+    }
+}
+
+impl TenantDefaults {
+    /// What holds for a tenant that is not listed.
+    pub fn terms(&self, name: &str) -> Tenant {
+        let unset = Tenant { name: name.to_owned(), weight: self.weight, ..Tenant::default() };
+        self.complete(&unset)
+    }
+
+    /// What holds for a listed tenant, with all that it leaves unset.
+    pub fn complete(&self, listed: &Tenant) -> Tenant {
+        Tenant {
+            name: listed.name.clone(),
+            weight: listed.weight,
+            sessions_max: listed.sessions_max.or(Some(self.sessions_max)),
+            jobs_max: listed.jobs_max.or(Some(self.jobs_max)),
+            messages_per_second: listed.messages_per_second.or(Some(self.messages_per_second)),
+            audio_seconds_per_minute: listed
+                .audio_seconds_per_minute
+                .or(Some(self.audio_seconds_per_minute)),
+        }
+    }
+}
+
+section! {
     /// Units of work: how long they may take, how often they are tried, how many there may be.
     Job in "job" {
         /// How long a job may wait for a node that can take it. A pool may set its own.
@@ -349,7 +422,8 @@ section! {
         /// How long after the end of a turn an answer to one of its earlier slices is still
         /// awaited, before the slice counts as merged into the last answer.
         turn_merge_grace_ms: u64 = 1_000, "ms", from_to(0, 10 * MINUTE_MS);
-        /// Jobs waiting for a node; further ones are refused.
+        /// Jobs waiting for a node; further ones are refused, but of tenants that have less than
+        /// their share of the queue.
         queue_max: usize = 20_000, "jobs", from_to(1, 10_000_000);
         /// Jobs that are not settled, waiting ones among them; further ones are refused.
         live_max: usize = 100_000, "jobs", from_to(1, 10_000_000);
@@ -480,7 +554,7 @@ section! {
         /// Tenants served; empty serves everyone.
         tenants: Vec<String> = Vec::new(), "none", NAMES;
         /// Share of the nodes against other pools that want the same ones.
-        weight: u32 = 1, "none", from_to(1, 1_000);
+        weight: u32 = 1, "none", WEIGHT;
         /// As `job.pending_ms`, for this pool; unset follows it.
         pending_ms: Option<u64> = None, "ms", from_to(1, HOUR_MS);
         /// As `job.lease_base_ms`, for this pool; unset follows it.

@@ -5,15 +5,16 @@
 //! by hand.
 
 use super::setting::{Allowed, Field, Section, Value};
-use super::{Config, PairPattern, Pool};
+use super::{Config, PairPattern, Pool, Tenant};
 
 /// Every setting as Markdown: a heading, a sentence and a table for each section.
 pub fn reference_markdown() -> String {
     let mut config = Config::default();
-    let mut pool = Pool::default();
+    let (mut pool, mut tenant) = (Pool::default(), Tenant::default());
+    let lists: [&mut dyn Section; 2] = [&mut pool, &mut tenant];
     let mut out = String::new();
     let sections = config.sections().into_iter().map(|section| (section, false));
-    for (section, list) in sections.chain([(&mut pool as &mut dyn Section, true)]) {
+    for (section, list) in sections.chain(lists.map(|list| (list, true))) {
         let name = section.name();
         let heading = if list { format!("[[{name}]]") } else { format!("[{name}]") };
         if !out.is_empty() {
@@ -57,8 +58,8 @@ fn binary(shown: &str) -> String {
     }
 }
 
-/// A file that sets everything to its default, with a comment on each setting and a pool to
-/// uncomment.
+/// A file that sets everything to its default, with a comment on each setting, and a pool and a
+/// tenant to uncomment.
 pub fn example_toml() -> String {
     let mut out = String::from(
         "# Every setting of utterd at its default. A line that is left out keeps its default.\n",
@@ -69,16 +70,30 @@ pub fn example_toml() -> String {
         out.push_str(&format!("[{}]\n", section.name()));
         section.each(&mut |field, value| out.push_str(&setting(field, value)));
     }
-    let mut pool = example_pool();
-    out.push('\n');
-    out.push_str(&comment(pool.about()));
-    out.push_str("#\n# [[pools]]\n");
-    pool.each(&mut |field, value| {
-        for line in setting(field, value).lines() {
-            out.push_str(&format!("# {line}\n"));
-        }
-    });
+    let (mut pool, mut tenant) = (example_pool(), example_tenant());
+    for list in [&mut pool as &mut dyn Section, &mut tenant] {
+        out.push('\n');
+        out.push_str(&comment(list.about()));
+        out.push_str(&format!("#\n# [[{}]]\n", list.name()));
+        list.each(&mut |field, value| {
+            for line in setting(field, value).lines() {
+                out.push_str(&format!("# {line}\n"));
+            }
+        });
+    }
     out
+}
+
+/// The tenant shown in the example file.
+pub(super) fn example_tenant() -> Tenant {
+    Tenant {
+        name: "acme".to_owned(),
+        weight: 2,
+        sessions_max: Some(100),
+        jobs_max: Some(400),
+        messages_per_second: Some(1_000),
+        audio_seconds_per_minute: Some(3_600),
+    }
 }
 
 /// The pool shown in the example file.

@@ -49,14 +49,18 @@ fn the_example_sets_every_setting_to_its_default() {
 }
 
 #[test]
-fn the_pool_of_the_example_can_be_uncommented() {
+fn the_lists_of_the_example_can_be_uncommented() {
     let example = example_toml();
-    let (_, pool) = example.split_once("# [[pools]]").unwrap();
-    let pool: String = pool.lines().map(|l| format!("{}\n", l.trim_start_matches("# "))).collect();
-    let text: String =
-        pool.lines().filter(|line| line.contains(" = ")).map(|l| format!("{l}\n")).collect();
-    let config = Config::parse(&format!("[[pools]]\n{text}"), no_env()).unwrap();
+    let (_, lists) = example.split_once("# [[pools]]").unwrap();
+    let (pool, tenant) = lists.split_once("# [[tenants]]").unwrap();
+    let settings = |list: &str| -> String {
+        let bare = list.lines().map(|l| l.trim_start_matches("# "));
+        bare.filter(|line| line.contains(" = ")).map(|l| format!("{l}\n")).collect()
+    };
+    let text = format!("[[pools]]\n{}[[tenants]]\n{}", settings(pool), settings(tenant));
+    let config = Config::parse(&text, no_env()).unwrap();
     assert_eq!(config.pools, [reference::example_pool()]);
+    assert_eq!(config.tenants, [reference::example_tenant()]);
 }
 
 #[test]
@@ -154,12 +158,27 @@ tenants = [7]
 wait = 1
 
 [[pools]]
+
+[[tenants]]
+name = "acme"
+wieght = 3
+
+[[tenants]]
+name = "acme"
+weight = 0
+jobs_max = -1
+
+[[tenants]]
+name = "other"
+
+[tenant]
+messages_per_second = "some"
 "#;
 
 /// What is told of it; an indented line goes on with the one before.
 const TOLD: &str = r#"
-top: no such section, allowed: server, transport, auth, segmenter, session, room, job, node, store,
-    log, pools (line 1)
+top: no such section, allowed: server, transport, auth, segmenter, session, room, tenant, job, node,
+    store, log, pools, tenants (line 1)
 server.listen: not accepted, given "nowhere", allowed: text (HOST:PORT, such as 127.0.0.1:5010,
     [::1]:5010 or localhost:0) (line 4)
 server.port: no such setting, given 5_010, here it is server.listen (line 5)
@@ -184,8 +203,8 @@ node.slots_default: contradicts node.slots_max, given 8 against 4, allowed: at m
 log.level: not accepted, given "inof", allowed: text (levels off, error, warn, info, debug, trace,
     or TARGET=LEVEL, split by commas) (line 30)
 sesion: no such section, did you mean session (line 32)
-scheduler: no such section, allowed: server, transport, auth, segmenter, session, room, job, node,
-    store, log, pools (line 35)
+scheduler: no such section, allowed: server, transport, auth, segmenter, session, room, tenant, job,
+    node, store, log, pools, tenants (line 35)
 scheduler.job_timeout.pending_timeout_seconds: no such setting, given 10, here it is
     job.pending_ms (line 36)
 pools[0].name: not accepted, given "a b", allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 40)
@@ -201,6 +220,15 @@ pools[2].wait: no such setting, given 1 (line 52)
 pools[3].name: missing, allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 54)
 pools[3].pairs: missing, allowed: list of pairs (one or more of "zh:en", "*:en", "zh:*", "*:*")
     (line 54)
+tenants[0].wieght: no such setting, given 3, did you mean weight (line 58)
+tenants[1].name: already the name of tenants[0], given "acme", allowed: names all different (line
+    61)
+tenants[1].weight: out of range, given 0, allowed: integer, 1 to 1_000 (line 62)
+tenants[1].jobs_max: out of range, given -1, allowed: integer, 0 to 10_000_000 jobs (line 63)
+tenants[2].name: not accepted, given "other", allowed: text (1 to 128 bytes that are not all blank;
+    not `other`) (line 66)
+tenant.messages_per_second: wrong type, given "some", allowed: integer, 0 to 100_000 messages (line
+    69)
 "#;
 
 #[test]
@@ -316,6 +344,7 @@ fn a_variable_at_fault_is_named() {
         ("UTTERD_NODE_CPU_THRESHOLD_PERCENT", "NaN"),
         ("UTTERD_JOB_LEASE_MIN_MS", "60001"),
         ("UTTERD_POOLS", "[]"),
+        ("UTTERD_TENANTS", "[]"),
         ("UTTERD_QQ", ""),
     ];
     let expected = [
@@ -328,6 +357,7 @@ fn a_variable_at_fault_is_named() {
         "UTTERD_POOLS: names no setting, pools are set in the file",
         "UTTERD_QQ: names no setting",
         "UTTERD_SEGMENTER_PAUS_MS: names no setting, did you mean UTTERD_SEGMENTER_PAUSE_MS",
+        "UTTERD_TENANTS: names no setting, tenants are set in the file",
     ];
     assert_eq!(faults("", &variables), expected);
 }
@@ -392,6 +422,32 @@ fn pools_are_read_from_the_file() {
 }
 
 #[test]
+fn tenants_are_read_from_the_file_and_follow_the_defaults_where_they_say_nothing() {
+    let text = "[tenant]\njobs_max = 7\nsessions_max = 5\n[[tenants]]\nname = \"a b\"\n\
+                weight = 3\njobs_max = 0\naudio_seconds_per_minute = 90\n";
+    let config = Config::parse(text, no_env()).unwrap();
+    assert_eq!(config.check(), Ok(()));
+    let [listed] = &config.tenants[..] else { panic!("{:?}", config.tenants) };
+    let expected = Tenant {
+        name: "a b".to_owned(),
+        weight: 3,
+        sessions_max: Some(5),
+        jobs_max: Some(0),
+        messages_per_second: Some(0),
+        audio_seconds_per_minute: Some(90),
+    };
+    assert_eq!(config.tenant.complete(listed), expected);
+    let stranger = config.tenant.terms("x");
+    assert_eq!((stranger.weight, stranger.jobs_max, stranger.sessions_max), (1, Some(7), Some(5)));
+    let twice = Config { tenants: vec![listed.clone(), listed.clone()], ..Config::default() };
+    assert_eq!(twice.check().unwrap_err().0.len(), 1);
+    for bad in ["", "  ", "other", &"x".repeat(129)] {
+        let told = faults(&format!("[[tenants]]\nname = \"{bad}\"\n"), &[]);
+        assert_eq!(told.len(), 1, "{bad:?}: {told:?}");
+    }
+}
+
+#[test]
 fn pools_from_json_are_judged_like_those_from_the_file() {
     let good = r#"[{"name":"a","pairs":["zh:en"]},{"name":"b","pairs":["*:*"],"weight":1000}]"#;
     let pools: Vec<Pool> = serde_json::from_str(good).unwrap();
@@ -434,7 +490,7 @@ fn the_manual_has_a_row_for_every_setting() {
     let row = "| `session_message_bytes_max` | integer | `1_048_576` (1 MiB) | bytes | \
                4_096 to 67_108_864 | Largest message a session may send. |\n";
     assert!(manual.contains(row), "{manual}");
-    assert!(manual.contains("### `[[pools]]`\n"));
+    assert!(manual.contains("### `[[pools]]`\n") && manual.contains("### `[[tenants]]`\n"));
     assert!(manual.contains("| `name` | text | required | "), "{manual}");
     let rows = manual.lines().filter(|line| line.starts_with('|'));
     assert!(rows.clone().all(|row| row.replace("\\|", "").matches('|').count() == 7), "{manual}");

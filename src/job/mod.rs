@@ -12,13 +12,14 @@ mod hello;
 mod place;
 mod queue;
 mod settle;
+mod shares;
 mod state;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use arc_swap::ArcSwapOption;
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -33,7 +34,7 @@ use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
 use crate::protocol::node::JobResult;
 use crate::protocol::{ErrorCode, JobId, SessionId};
 use crate::telemetry::{Metrics, Now, Stage};
-use crate::tenant::{Admission, Denied};
+use crate::tenant::{Account, Accounts, Admission, Denied};
 
 pub use deadline::Wheel;
 pub use hello::Welcome;
@@ -183,9 +184,9 @@ pub struct Scheduler {
     nodes: Arc<Registry>,
     pools: Arc<Pools>,
     metrics: Arc<Metrics>,
+    /// Limits of jobs, and how many there are; among them those that wait for a slot, here or in
+    /// the `WaitQueue`.
     admission: Admission,
-    /// Jobs that wait for a slot, here or in the `WaitQueue`.
-    waiting: AtomicUsize,
     /// Jobs on their way to the `WaitQueue`.
     parked: SegQueue<Arc<Job>>,
     /// Jobs taken back from an earlier life of the server.
@@ -199,7 +200,7 @@ impl Scheduler {
     /// With no jobs. `boot_epoch` fences attempts of earlier lives of the server.
     pub fn new(
         config: config::Job,
-        jobs_per_session_max: usize,
+        admission: Admission,
         boot_epoch: u32,
         nodes: Arc<Registry>,
         pools: Arc<Pools>,
@@ -213,8 +214,7 @@ impl Scheduler {
             nodes,
             pools,
             metrics,
-            admission: Admission::new(config.live_max, jobs_per_session_max),
-            waiting: AtomicUsize::new(0),
+            admission,
             parked: SegQueue::new(),
             restored: AtomicU32::new(0),
             history: ArrayQueue::new(config.history_max.max(1)),
@@ -239,7 +239,7 @@ impl Scheduler {
             return Ok(Submitted::Repeated(existing));
         }
         self.admission.takes(submission.received_us)?;
-        self.admit(speaker)?;
+        self.admit(speaker, &submission, now)?;
         // Only the session's own task submits for it, so nobody else can have taken these keys.
         for (key, digest) in [Some((key, 0)), named].into_iter().flatten() {
             self.keys.pin().insert(key, Known { job: id, digest });
@@ -256,8 +256,9 @@ impl Scheduler {
         now: Now,
         effects: &mut Effects,
     ) -> Result<Arc<Job>, Denied> {
-        let speaker = self.speaker(submission.spec.session);
-        self.admit(&speaker)?;
+        let account = self.accounts().of(submission.spec.tenant.as_deref());
+        let speaker = self.speaker(submission.spec.session, account);
+        self.admit(&speaker, &submission, now)?;
         let id = JobId::fresh(now.unix_ms, fastrand::u128(..));
         let key = table::idempotency_key(&submission.spec);
         let job = self.make(id, (key, None), &speaker, submission);
@@ -268,11 +269,8 @@ impl Scheduler {
         Ok(job)
     }
 
-    fn admit(&self, speaker: &Speaker) -> Result<(), Denied> {
-        if self.waiting.load(SeqCst) >= self.config.queue_max {
-            return Err(Denied::QueueFull);
-        }
-        self.admission.admit(&speaker.open)
+    fn admit(&self, speaker: &Speaker, of: &Submission, now: Now) -> Result<(), Denied> {
+        self.admission.admit(&speaker.account, &speaker.open, of.spec.audio_ms, now)
     }
 
     /// A new job enters the tables and the queue.
@@ -296,7 +294,7 @@ impl Scheduler {
         now: Now,
         effects: &mut Effects,
     ) {
-        self.admission.readmit(&speaker.open);
+        self.admission.readmit(&speaker.account, &speaker.open);
         let audio = Audio::Raw(bytes::Bytes::new());
         let (received_us, cut_us) = (now.us, now.us);
         let key = table::idempotency_key(&spec);
@@ -343,7 +341,7 @@ impl Scheduler {
     /// `release_restored`, for a node that has it already.
     pub fn restore(&self, id: JobId, speaker: &Arc<Speaker>, submission: Submission, now: Now) {
         let key = table::idempotency_key(&submission.spec);
-        self.admission.readmit(&speaker.open);
+        self.admission.readmit(&speaker.account, &speaker.open);
         speaker.close_turn_before(submission.spec.turn);
         let job = Arc::new(self.make(id, (key, None), speaker, submission));
         job.stamps.mark(Stage::Queued, now.us);
@@ -372,8 +370,8 @@ impl Scheduler {
         if spec.cut.closes_turn() {
             turn.close();
         }
+        let place = (Arc::clone(speaker), turn);
         let job = Job {
-            id,
             key,
             named,
             chunks,
@@ -384,10 +382,8 @@ impl Scheduler {
                 .map_or(self.config.attempts_max, |n| n as u32)
                 .min(table::EXCLUDED_MAX as u32),
             audio: ArcSwapOption::from_pointee(audio),
-            speaker: Arc::clone(speaker),
-            turn,
             pairs,
-            ..Job::new(id, spec, State::queued(self.boot_epoch))
+            ..Job::new(id, spec, place, State::queued(self.boot_epoch))
         };
         job.stamps.mark(Stage::Received, received_us);
         job.stamps.mark(Stage::Cut, cut_us);
@@ -459,12 +455,18 @@ impl Scheduler {
 
     /// Jobs that wait for a slot.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(SeqCst)
+        self.admission.waiting()
     }
 
-    /// A session's account with the scheduler, to be kept for as long as it may submit.
-    pub fn speaker(&self, session: SessionId) -> Arc<Speaker> {
-        Arc::new(Speaker::new(session))
+    /// The accounts of all tenants.
+    pub fn accounts(&self) -> &Accounts {
+        self.admission.accounts()
+    }
+
+    /// What the scheduler knows of a session of that tenant, to be kept for as long as it may
+    /// submit.
+    pub fn speaker(&self, session: SessionId, account: Arc<Account>) -> Arc<Speaker> {
+        Arc::new(Speaker::new(session, account))
     }
 
     fn stale(&self, event: &str) {

@@ -15,8 +15,10 @@ use crate::telemetry::{Now, Stage};
 /// What came of looking for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placed {
-    /// It is on its way, or was taken from the queue by someone else meanwhile.
+    /// It is on its way.
     Done,
+    /// It waits no more: someone else placed or ended it.
+    Gone,
     /// No one can take it now.
     Wait,
 }
@@ -24,7 +26,7 @@ pub(super) enum Placed {
 impl Scheduler {
     /// Places a queued job, or hands it to the wait queue. Whoever waits goes first.
     pub(super) fn place_or_park(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) {
-        if self.waiting.load(SeqCst) == 0 && self.try_place(job, now, effects) == Placed::Done {
+        if self.waiting() == 0 && self.try_place(job, now, effects) != Placed::Wait {
             return;
         }
         self.park(job);
@@ -34,13 +36,13 @@ impl Scheduler {
     /// Hands the job to the wait queue.
     pub(super) fn park(&self, job: &Arc<Job>) {
         // Counted before it is visible: a slot freed from here on wakes the queue.
-        self.waiting.fetch_add(1, SeqCst);
+        self.admission.begin_wait(&job.speaker.account);
         self.parked.push(Arc::clone(job));
     }
 
     pub(super) fn try_place(&self, job: &Arc<Job>, now: Now, effects: &mut Effects) -> Placed {
         if job.state().phase != Phase::Queued {
-            return Placed::Done;
+            return Placed::Gone;
         }
         let (claim, reasons) = self.claim_for(job, now);
         let Some(claim) = claim else {
@@ -55,7 +57,7 @@ impl Scheduler {
             job.word.on(Event::Place { node: claim.node.index, floor: self.floor() })
         else {
             self.leave_turn(job, claim.node.index);
-            return Placed::Done;
+            return Placed::Gone;
         };
         job.stamps.mark(Stage::Placed, now.us);
         if after.attempts() == 1 {

@@ -7,10 +7,10 @@ use super::state::{Event, Phase, State};
 use super::table::{Ended, Job};
 use super::{Deadline, Effect, Effects, Progress, Scheduler, Verdict};
 use crate::node::NodeIndex;
-use crate::protocol::ErrorCode;
 use crate::protocol::job::Outcome;
 use crate::protocol::limits::{TEXT_BYTES_MAX, clip};
 use crate::protocol::node::{AsrPartial, JobMark, JobResult, NodeFault, ServiceType};
+use crate::protocol::{ErrorCode, Pair};
 use crate::telemetry::{Now, Stage};
 
 /// Time a job has at least to find another node when its assignment could not be sent.
@@ -526,7 +526,9 @@ impl Scheduler {
             unix_ms: now.unix_ms,
         });
         job.audio.store(None);
-        self.admission.release(&job.speaker.open);
+        let asked = Pair { src: job.spec.src, tgt: job.spec.tgt };
+        let (account, used) = (&job.speaker.account, (outcome, job.spec.audio_ms));
+        self.admission.release(account, &job.speaker.open, asked, used);
         self.metrics.jobs_live.dec();
         self.metrics.jobs_settled.with_label_values(&[outcome.as_str()]).inc();
         if let Some(oldest) = self.history.force_push(job.id) {
@@ -541,7 +543,7 @@ impl Scheduler {
         if job.spec.cut.closes_turn() {
             self.turn_ended(job, outcome, &verdict, now, effects);
         }
-        if self.waiting.load(SeqCst) > 0 {
+        if self.waiting() > 0 {
             effects.push(Effect::WakeQueue);
         }
         true

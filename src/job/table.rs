@@ -13,6 +13,7 @@ use crate::node::{NodeIndex, Reasons};
 use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
 use crate::protocol::{ErrorCode, JobId, Lang, NodeId, Pair, SessionId, TurnId};
 use crate::telemetry::Stamps;
+use crate::tenant::Account;
 
 /// Nodes a job can have been to; also the bound of attempts.
 pub(super) const EXCLUDED_MAX: usize = 8;
@@ -112,7 +113,12 @@ pub struct Placement {
 }
 
 impl Job {
-    pub(super) fn new(id: JobId, spec: JobSpec, state: State) -> Self {
+    pub(super) fn new(
+        id: JobId,
+        spec: JobSpec,
+        (speaker, turn): (Arc<Speaker>, Arc<Turn>),
+        state: State,
+    ) -> Self {
         Self {
             id,
             stamps: Stamps::default(),
@@ -122,8 +128,8 @@ impl Job {
             pairs: Box::default(),
             audio: ArcSwapOption::empty(),
             word: Word::new(state),
-            speaker: Arc::new(Speaker::new(spec.session)),
-            turn: Arc::new(Turn::new(spec.turn)),
+            speaker,
+            turn,
             lease_ms: 0,
             pending_ms: 0,
             attempts_max: 1,
@@ -250,11 +256,13 @@ fn carriage(attempt: u32, generation: u64) -> u64 {
     (u64::from(attempt) << 32) | (generation & u64::from(u32::MAX))
 }
 
-/// A session's account with the scheduler.
+/// What the scheduler knows of a session.
 #[derive(Debug)]
 pub struct Speaker {
     /// The session.
     pub session: SessionId,
+    /// Its tenant's.
+    pub account: Arc<Account>,
     /// Its unfinished jobs.
     pub(super) open: AtomicU32,
     /// The node that had its last job: it has the context. Index 0 is none.
@@ -264,9 +272,10 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    pub(super) fn new(session: SessionId) -> Self {
+    pub(super) fn new(session: SessionId, account: Arc<Account>) -> Self {
         Self {
             session,
+            account,
             open: AtomicU32::new(0),
             sticky: AtomicU32::new(0),
             turn: ArcSwapOption::empty(),

@@ -121,6 +121,7 @@ impl ErrorCode {
             }
             ErrorCode::Overloaded => "The service is at its limit; try again shortly.",
             ErrorCode::InvalidPairingCode => "The pairing code is not valid; ask for a new one.",
+            ErrorCode::RateLimited => "The tenant is at its limit; try again shortly.",
             ErrorCode::ShuttingDown => "The service restarts; try again shortly.",
             _ => "The utterance could not be translated.",
         }

@@ -43,7 +43,7 @@ use crate::node::pool::Publisher;
 use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
-use crate::tenant::Pairings;
+use crate::tenant::{Accounts, Admission, Pairings};
 use crate::transport::{House, HttpLimits, Listen, serve};
 use control::ControlTask;
 use rooms::RoomsTask;
@@ -400,9 +400,10 @@ fn assemble(
     metrics.pause_ms.set(config.segmenter.pause_ms as i64);
     let registry = Arc::new(Registry::new(config.node.clone()));
     let (publisher, pools) = Publisher::new(pool_config, pool_version);
+    let accounts = Accounts::new(config.tenant.clone(), &config.tenants, &metrics);
     let scheduler = Scheduler::new(
         config.job.clone(),
-        config.session.jobs_max,
+        Admission::new(&config.job, config.session.jobs_max, accounts),
         boot_epoch,
         Arc::clone(&registry),
         Arc::clone(&pools),

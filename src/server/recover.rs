@@ -63,7 +63,8 @@ pub(super) fn restore(shared: &Arc<Shared>, recovered: Option<Recovered>) -> Vec
         let speaker = match returned.get_mut(&session) {
             Some(back) => back.speaker_of(shared, &row),
             None => {
-                let stranger = || shared.scheduler.speaker(session);
+                let account = shared.scheduler.accounts().of(row.spec.tenant.as_deref());
+                let stranger = || shared.scheduler.speaker(session, account);
                 Arc::clone(strangers.entry(session).or_insert_with(stranger))
             }
         };
@@ -121,7 +122,7 @@ impl Returned {
         let profile = Profile::new(*init, row.trace_id).ok()?;
         let profile = profile.paired_with(row.paired).of_tenant(row.tenant);
         let key = row.resume_hash.map(|hash| ResumeKey { epoch: row.epoch, hash });
-        let slot = SessionSlot::take_back(shared);
+        let slot = SessionSlot::take_back(shared, profile.tenant.as_deref());
         let open = Open::new(shared, row.id, profile, row.epoch, key, now, slot);
         let (first_seq, frames) = match owed {
             Some((first, last)) => (first, last + 1 - first),
@@ -140,7 +141,8 @@ impl Returned {
         self.past.remember_hearers(&row.spec);
         if !row.spec.is_primary() {
             self.past.for_others.push((lang, index, row.id));
-            let fresh = || shared.scheduler.speaker(id);
+            let account = Arc::clone(&self.open.speaker.account);
+            let fresh = || shared.scheduler.speaker(id, account);
             return Arc::clone(self.open.lanes.entry(lang).or_insert_with(fresh));
         }
         self.past.open.insert(index, row.id);

@@ -290,7 +290,8 @@ impl SessionTask {
                 key: None,
             };
             let Some(open) = &mut self.open else { return };
-            let fresh = || self.shared.scheduler.speaker(open.handle.id);
+            let account = Arc::clone(&open.speaker.account);
+            let fresh = || self.shared.scheduler.speaker(open.handle.id, account);
             let speaker = Arc::clone(open.lanes.entry(lang).or_insert_with(fresh));
             match self.try_submit(&speaker, submission, now) {
                 Ok(Submitted::New(job)) => {

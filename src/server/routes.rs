@@ -89,6 +89,7 @@ impl Routes {
             }
             "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
             "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
+            "/api/v1/usage" if get => reply(StatusCode::OK, &self.usage()),
             other => match other.strip_prefix("/api/v1/keys") {
                 Some("") => self.keys(&[], request, peer).await,
                 Some(rest) if rest.starts_with('/') => {
@@ -421,6 +422,38 @@ impl Routes {
             }
         });
         json!({"jobs": rows, "total": total})
+    }
+
+    /// What tenants have and used. As long as there are accounts and pairs, which are bounded.
+    fn usage(&self) -> Value {
+        let accounts = self.shared.scheduler.accounts();
+        let tenants: Vec<Value> = accounts
+            .standings()
+            .iter()
+            .map(|s| {
+                json!({"tenant": &*s.tenant, "listed": s.listed, "weight": s.weight,
+                    "sessions": s.sessions, "jobs": s.jobs, "waiting": s.waiting})
+            })
+            .collect();
+        let seconds = |ms: u64| ms as f64 / 1_000.0;
+        let usage: Vec<Value> = accounts
+            .used()
+            .iter()
+            .map(|used| {
+                let ended = used.by_outcome.iter().filter(|(_, jobs, _)| *jobs > 0);
+                let by_outcome: BTreeMap<&str, Value> = ended
+                    .map(|(outcome, jobs, ms)| {
+                        (outcome.as_str(), json!({"jobs": jobs, "audio_seconds": seconds(*ms)}))
+                    })
+                    .collect();
+                let jobs: u64 = used.by_outcome.iter().map(|(_, jobs, _)| jobs).sum();
+                let audio_ms = used.by_outcome.iter().map(|(.., ms)| ms).sum();
+                json!({"tenant": &*used.tenant, "pair": used.pair, "jobs": jobs,
+                    "audio_seconds": seconds(audio_ms), "by_outcome": by_outcome})
+            })
+            .collect();
+        let since_unix_ms = self.shared.started_unix_ms;
+        json!({"since_unix_ms": since_unix_ms, "tenants": tenants, "usage": usage})
     }
 
     async fn job(&self, id: &str) -> Response<Body> {

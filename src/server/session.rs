@@ -19,7 +19,7 @@ use super::shared::{
 };
 use crate::job::{self, Job, Scheduler, Speaker, Submission, Submitted};
 use crate::protocol::session::{Event, Init, Request, Resume, ResumeAck, decode};
-use crate::protocol::{ErrorCode, JobId, Lang, NodeId, SessionId, limits};
+use crate::protocol::{DecodeError, ErrorCode, JobId, Lang, NodeId, SessionId, limits};
 use crate::session::{Cutting, Effects, GoAway, Input, Profile, Refusal, RoomInput, Session};
 use crate::store::{SessionRow, Store, Write};
 use crate::telemetry::{Now, Stage};
@@ -52,6 +52,8 @@ pub(super) struct SessionTask {
     pub(super) open: Option<Open>,
     pub(super) effects: Effects,
     job_effects: job::Effects,
+    /// Until when no message is read, because the tenant sends too many; monotonic microseconds.
+    unread_until_us: u64,
 }
 
 impl Open {
@@ -91,7 +93,7 @@ impl SessionTask {
 
     fn of(shared: Arc<Shared>, line: Option<Line>, open: Option<Open>) -> Self {
         let (effects, job_effects) = (Effects::new(), job::Effects::new());
-        Self { shared, line, open, effects, job_effects }
+        Self { shared, line, open, effects, job_effects, unread_until_us: 0 }
     }
 
     /// Lives as long as its connection or its session.
@@ -108,12 +110,15 @@ impl SessionTask {
         // What became of a session when it was restored.
         self.perform(shared.now()).await;
         while self.line.is_some() || self.open.is_some() {
+            let until = self.unread_until_us;
+            let unread = (until > 0 && until > shared.now().us).then_some(until);
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
+            let tick = tick.into_iter().chain(unread).min();
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));
             let jobs_max = shared.config.session.jobs_max;
             let behind = self.open.as_ref().is_some_and(|o| o.session.undurable() >= jobs_max);
             if let Some(line) = &mut self.line {
-                line.connection.pause_reading(behind);
+                line.connection.pause_reading(behind || unread.is_some());
             }
             tokio::select! {
                 arrival = next_of(&mut self.line) => self.arrived(arrival).await,
@@ -191,7 +196,11 @@ impl SessionTask {
     }
 
     async fn text(&mut self, frame: bytes::Bytes) {
-        let request = match decode(&frame) {
+        let decoded = decode(&frame);
+        if !self.charge(&decoded) {
+            return;
+        }
+        let request = match decoded {
             Ok(request) => request,
             Err(fault) => return self.refuse(fault.kind(), Some(fault.to_string())),
         };
@@ -243,6 +252,49 @@ impl SessionTask {
         }
     }
 
+    /// Counts and answers what is not taken now and may be later.
+    fn deny(&mut self, denied: Denied, trace_id: Option<String>) {
+        let label = ["session", denied.as_str()];
+        self.shared.metrics.frames_refused.with_label_values(&label).inc();
+        self.send(&Event::Error {
+            code: denied.code().as_str().to_owned(),
+            message: denied.to_string(),
+            retryable: Some(true),
+            retry_after_ms: Some(denied.retry_after_ms()),
+            phase: None,
+            trace_id,
+            job_id: None,
+        });
+    }
+
+    /// Charges a message to the session's tenant; whether it is to be acted upon. One that comes
+    /// too soon is answered, but for speech, of which none is lost, and what only lets go of
+    /// something. In either case nothing more is read until there is room for it.
+    fn charge(&mut self, message: &Result<Request, DecodeError>) -> bool {
+        let Some(open) = &mut self.open else { return true };
+        if !open.speaker.account.limits_messages() {
+            return true;
+        }
+        let now = self.shared.now();
+        let speech = matches!(message, Ok(Request::AudioChunk(_)));
+        let taken = speech || matches!(message, Ok(Request::Ack(_) | Request::Close(_)));
+        let charged = match taken {
+            true => open.speaker.account.owe_message(now),
+            false => open.speaker.account.charge_message(now),
+        };
+        let Err(denied) = charged else { return true };
+        let wait_ms = denied.retry_after_ms();
+        self.unread_until_us = now.after_ms(wait_ms);
+        if speech {
+            open.session.pause(wait_ms, now, &mut self.effects);
+        }
+        if !taken {
+            let trace_id = open.session.profile.trace_id.clone();
+            self.deny(denied, Some(trace_id));
+        }
+        taken
+    }
+
     fn send(&mut self, event: &Event) {
         self.push(Frame { text: event.encode(), tag: SessionTag::Plain });
     }
@@ -285,9 +337,9 @@ impl SessionTask {
             return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
         }
         let now = self.shared.now();
-        let Some(slot) = SessionSlot::take(&self.shared) else {
-            let text = "The server has as many sessions as it may";
-            return self.send(&Event::error(ErrorCode::Overloaded, text, Some(profile.trace_id)));
+        let slot = match SessionSlot::take(&self.shared, profile.tenant.as_deref()) {
+            Ok(slot) => slot,
+            Err(denied) => return self.deny(denied, Some(profile.trace_id)),
         };
         let epoch = self.shared.boot_epoch;
         let key = if profile.resume { ResumeKey::fresh(epoch) } else { None };
@@ -608,7 +660,7 @@ impl Open {
         Self {
             session: Session::new(id, profile, epoch, shared.tells_at_once(), own),
             handle,
-            speaker: shared.scheduler.speaker(id),
+            speaker: shared.scheduler.speaker(id, Arc::clone(&slot.account)),
             lanes: BTreeMap::new(),
             unstored: None,
             settled: BTreeMap::new(),

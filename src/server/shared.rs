@@ -25,7 +25,7 @@ use crate::protocol::{JobId, RoomCode, SessionId, limits};
 use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
-use crate::tenant::{Keys, Pairings};
+use crate::tenant::{Account, Denied, Keys, Pairings};
 use crate::transport::{Connection, Outbox};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
@@ -375,32 +375,42 @@ pub(super) enum Command {
     Key(KeyChange, oneshot::Sender<Changed>),
 }
 
-/// Counts an open session for as long as it lives, within the limit.
-pub(super) struct SessionSlot(Arc<Shared>);
-
-impl SessionSlot {
-    pub(super) fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let max = shared.config.session.sessions_max;
-        let room = |n: usize| (n < max).then_some(n + 1);
-        shared.sessions_open.fetch_update(SeqCst, SeqCst, room).ok()?;
-        shared.metrics.sessions.inc();
-        Some(Self(Arc::clone(shared)))
-    }
+/// Counts an open session of the server and of its tenant for as long as it lives.
+pub(super) struct SessionSlot {
+    shared: Arc<Shared>,
+    pub(super) account: Arc<Account>,
 }
 
 impl SessionSlot {
-    /// For a session that was open before the server restarted; the limit does not apply.
-    pub(super) fn take_back(shared: &Arc<Shared>) -> Self {
+    /// Within the limits of both.
+    pub(super) fn take(shared: &Arc<Shared>, tenant: Option<&str>) -> Result<Self, Denied> {
+        let account = shared.scheduler.accounts().of(tenant);
+        account.open_session()?;
+        let max = shared.config.session.sessions_max;
+        let room = |n: usize| (n < max).then_some(n + 1);
+        if shared.sessions_open.fetch_update(SeqCst, SeqCst, room).is_err() {
+            account.close_session();
+            return Err(Denied::ServerSessions);
+        }
+        shared.metrics.sessions.inc();
+        Ok(Self { shared: Arc::clone(shared), account })
+    }
+
+    /// For a session that was open before the server restarted; the limits do not apply.
+    pub(super) fn take_back(shared: &Arc<Shared>, tenant: Option<&str>) -> Self {
+        let account = shared.scheduler.accounts().of(tenant);
+        account.reopen_session();
         shared.sessions_open.fetch_add(1, SeqCst);
         shared.metrics.sessions.inc();
-        Self(Arc::clone(shared))
+        Self { shared: Arc::clone(shared), account }
     }
 }
 
 impl Drop for SessionSlot {
     fn drop(&mut self) {
-        self.0.sessions_open.fetch_sub(1, SeqCst);
-        self.0.metrics.sessions.dec();
+        self.account.close_session();
+        self.shared.sessions_open.fetch_sub(1, SeqCst);
+        self.shared.metrics.sessions.dec();
     }
 }
 

@@ -32,6 +32,7 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self.code {
             ErrorCode::ShuttingDown => "shutting_down",
+            ErrorCode::RateLimited => "rate_limited",
             _ => "overloaded",
         }
     }

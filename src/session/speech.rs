@@ -313,8 +313,9 @@ impl Session {
         self.release(now, effects);
     }
 
-    /// Asks a client that is speaking to pause, unless it was asked just now.
-    pub(super) fn pause(&mut self, resume_after_ms: u64, now: Now, effects: &mut Effects) {
+    /// Asks a client that is speaking to pause for so many milliseconds, unless it was asked just
+    /// now.
+    pub fn pause(&mut self, resume_after_ms: u64, now: Now, effects: &mut Effects) {
         if now.us.saturating_sub(self.paused_us) > PAUSE_APART_US {
             self.paused_us = now.us;
             self.send(&Event::Backpressure { action: "PAUSE", resume_after_ms }, effects);

@@ -94,8 +94,10 @@ pub(super) fn owed(
             break;
         }
         let (key, value) = entry?;
-        match believed::<(u64, u64), _>(&key.value(), value.value()) {
-            Ok(row) => rows.push(row),
+        match believed::<(u64, u64), OutboxRow>(&key.value(), value.value()) {
+            // A damaged tree may lead to the rows of another.
+            Ok(row) if row.session == session && row.seq > after_seq => rows.push(row),
+            Ok(row) => tracing::error!(%session, found = %row.session, "left out a row"),
             Err(error) => tracing::error!(table = "outbox", %session, %error, "left out a row"),
         }
     }

@@ -3,8 +3,8 @@
 //! which is taken for writing only when a label value is first seen.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 const SECONDS: [f64; 14] = [
@@ -37,6 +37,7 @@ macro_rules! metrics {
     };
     (@type counter) => { IntCounter };
     (@type counters) => { IntCounterVec };
+    (@type sums) => { CounterVec };
     (@type gauge) => { IntGauge };
     (@type gauges) => { IntGaugeVec };
     (@type histogram) => { Histogram };
@@ -44,6 +45,9 @@ macro_rules! metrics {
     (@make gauge $name:literal [] $help:literal) => { made(IntGauge::new($name, $help)) };
     (@make counters $name:literal [$($label:literal),+] $help:literal) => {
         made(IntCounterVec::new(Opts::new($name, $help), &[$($label),+]))
+    };
+    (@make sums $name:literal [$($label:literal),+] $help:literal) => {
+        made(CounterVec::new(Opts::new($name, $help), &[$($label),+]))
     };
     (@make gauges $name:literal [$($label:literal),+] $help:literal) => {
         made(IntGaugeVec::new(Opts::new($name, $help), &[$($label),+]))
@@ -111,6 +115,10 @@ metrics! {
         "Submissions that found their job already there.";
     counters jobs_refused = "utterd_jobs_refused_total" ["why"]
         "Submissions refused, by cause.";
+    counters tenant_jobs = "utterd_tenant_jobs_total" ["tenant", "outcome"]
+        "Jobs ended, by tenant (`other` for all that are not listed) and outcome.";
+    sums tenant_audio_seconds = "utterd_tenant_audio_seconds_total" ["tenant", "outcome"]
+        "Seconds of audio in them, in the same way.";
     gauge jobs_live = "utterd_jobs_live"
         "Jobs not yet ended.";
     gauge jobs_waiting = "utterd_jobs_waiting"

@@ -1,18 +1,28 @@
-//! Who may have how much: admits a job or refuses it, with a typed reason.
+//! Who may come in, and have how much: keys, tokens and pairing codes; admits a job, a session or a
+//! message, or refuses it with a typed reason; keeps each tenant's account.
 //!
-//! It refuses to know scheduling. What it counts is given back when the job ends.
+//! It refuses to know scheduling: of a tenant's share it says the weight, and what waits is told to
+//! it. What it counts is given back when the job or the session ends; messages and audio come back
+//! with time.
 
+mod account;
+mod admission;
+mod bucket;
 mod keys;
 mod pairing;
+#[cfg(test)]
+mod tests;
+mod usage;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+pub use account::{Account, Accounts, Standing};
+pub use admission::Admission;
+pub use keys::{Key, KeyKind, Keys, NoKey, Pass, Unauthorized};
+pub use pairing::{CODE_MS, NotPaired, Pairings};
+pub use usage::Used;
 
 use crate::protocol::{ErrorCode, limits};
 
-pub use keys::{Key, KeyKind, Keys, NoKey, Pass, Unauthorized};
-pub use pairing::{CODE_MS, NotPaired, Pairings};
-
-/// Why a job was not admitted. Nothing of it was kept.
+/// Why a job, a session or a message was not admitted. Nothing of it was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The server holds as many unfinished jobs as it may.
@@ -36,6 +46,30 @@ pub enum Denied {
     /// The server is going down, and the speech began after that was said.
     #[error("the server is going down")]
     Draining,
+    /// The server has as many open sessions as it may.
+    #[error("the server has as many sessions as it may")]
+    ServerSessions,
+    /// Too many jobs wait for a node, and the tenant has its share of them.
+    #[error("too many utterances of the tenant wait for a node")]
+    TenantQueue,
+    /// The tenant has as many unfinished jobs as it may.
+    #[error("the tenant is at its limit of unfinished utterances")]
+    TenantJobs,
+    /// The tenant has as many open sessions as it may.
+    #[error("the tenant is at its limit of sessions")]
+    TenantSessions,
+    /// The tenant has had its audio of this minute.
+    #[error("the tenant is at its limit of audio a minute")]
+    TenantAudio {
+        /// When there is room for the utterance, milliseconds from now.
+        retry_after_ms: u64,
+    },
+    /// The tenant has sent its messages of this second.
+    #[error("the tenant is at its limit of messages a second")]
+    TenantMessages {
+        /// When there is room for a message, milliseconds from now.
+        retry_after_ms: u64,
+    },
 }
 
 impl Denied {
@@ -49,6 +83,12 @@ impl Denied {
             Denied::Unacknowledged => "unacknowledged",
             Denied::Conflict => "conflict",
             Denied::Draining => "draining",
+            Denied::ServerSessions => "server_sessions",
+            Denied::TenantQueue => "tenant_queue",
+            Denied::TenantJobs => "tenant_jobs",
+            Denied::TenantSessions => "tenant_sessions",
+            Denied::TenantAudio { .. } => "tenant_audio",
+            Denied::TenantMessages { .. } => "tenant_messages",
         }
     }
 
@@ -57,103 +97,24 @@ impl Denied {
         match self {
             Denied::Draining => ErrorCode::ShuttingDown,
             Denied::Conflict => ErrorCode::IdempotencyConflict,
+            Denied::TenantJobs
+            | Denied::TenantSessions
+            | Denied::TenantAudio { .. }
+            | Denied::TenantMessages { .. } => ErrorCode::RateLimited,
             _ => ErrorCode::Overloaded,
         }
     }
 
-    /// When to try again, in milliseconds: about the length of one utterance; at a restart, some
-    /// time in which not everybody comes at once.
+    /// When to try again, in milliseconds: when there is room, where that is a matter of time; at a
+    /// restart, some time in which not everybody comes at once; else about the length of one
+    /// utterance.
     pub fn retry_after_ms(self) -> u64 {
         match self {
             Denied::Draining => limits::reconnect_after_ms(),
+            Denied::TenantAudio { retry_after_ms } | Denied::TenantMessages { retry_after_ms } => {
+                retry_after_ms
+            }
             _ => 1_000,
         }
-    }
-}
-
-/// Counts unfinished jobs against their limits.
-#[derive(Debug)]
-pub struct Admission {
-    live: AtomicUsize,
-    live_max: usize,
-    session_max: u32,
-    /// Speech that began after this is refused, monotonic microseconds.
-    closed_us: AtomicU64,
-}
-
-impl Admission {
-    /// With the given limits for the server and for one session.
-    pub fn new(live_max: usize, session_max: usize) -> Self {
-        let session_max = u32::try_from(session_max).unwrap_or(u32::MAX);
-        let closed_us = AtomicU64::new(u64::MAX);
-        Self { live: AtomicUsize::new(0), live_max, session_max, closed_us }
-    }
-
-    /// Takes no speech that begins after `now_us`, in monotonic microseconds.
-    pub fn close(&self, now_us: u64) {
-        self.closed_us.store(now_us, SeqCst);
-    }
-
-    /// Whether speech that began at `begun_us` is still taken.
-    pub fn takes(&self, begun_us: u64) -> Result<(), Denied> {
-        if begun_us > self.closed_us.load(SeqCst) { Err(Denied::Draining) } else { Ok(()) }
-    }
-
-    /// Counts one more job of the session whose count is `session`, or says why not.
-    pub fn admit(&self, session: &AtomicU32) -> Result<(), Denied> {
-        let below = |max| move |n: u32| (n < max).then_some(n + 1);
-        session
-            .fetch_update(SeqCst, SeqCst, below(self.session_max))
-            .map_err(|_| Denied::SessionFull)?;
-        let room = |n: usize| (n < self.live_max).then_some(n + 1);
-        if self.live.fetch_update(SeqCst, SeqCst, room).is_err() {
-            session.fetch_sub(1, SeqCst);
-            return Err(Denied::ServerFull);
-        }
-        Ok(())
-    }
-
-    /// Counts a job that was accepted in an earlier life of the server; limits do not apply.
-    pub fn readmit(&self, session: &AtomicU32) {
-        session.fetch_add(1, SeqCst);
-        self.live.fetch_add(1, SeqCst);
-    }
-
-    /// Gives back what `admit` counted.
-    pub fn release(&self, session: &AtomicU32) {
-        let (session, live) = (session.fetch_sub(1, SeqCst), self.live.fetch_sub(1, SeqCst));
-        assert!(session > 0 && live > 0, "a job was given back twice");
-    }
-
-    /// Unfinished jobs.
-    pub fn live(&self) -> usize {
-        self.live.load(SeqCst)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_closed_house_takes_only_what_began_before() {
-        let admission = Admission::new(2, 1);
-        assert_eq!(admission.takes(u64::MAX), Ok(()));
-        admission.close(5);
-        assert_eq!((admission.takes(5), admission.takes(6)), (Ok(()), Err(Denied::Draining)));
-        assert_eq!(Denied::Draining.code(), ErrorCode::ShuttingDown);
-    }
-
-    #[test]
-    fn a_refusal_leaves_no_trace() {
-        let admission = Admission::new(2, 1);
-        let (a, b, c) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
-        assert_eq!(admission.admit(&a), Ok(()));
-        assert_eq!(admission.admit(&a), Err(Denied::SessionFull));
-        assert_eq!(admission.admit(&b), Ok(()));
-        assert_eq!(admission.admit(&c), Err(Denied::ServerFull));
-        assert_eq!(c.load(SeqCst), 0);
-        admission.release(&a);
-        assert_eq!(admission.admit(&c), Ok(()));
     }
 }

@@ -174,9 +174,11 @@ impl Again {
         (world.publisher, world.now, world.attempts) = (publisher, now, before.attempts);
         world.wheel = Wheel::new(now.us);
         let registry = Arc::clone(&world.registry);
-        world.scheduler = Scheduler::new(small(), 1_000, self.boot, registry, pools, metrics);
+        let accounts = Accounts::new(config::TenantDefaults::default(), &[], &metrics);
+        let admission = Admission::new(&small(), 1_000, accounts);
+        world.scheduler = Scheduler::new(small(), admission, self.boot, registry, pools, metrics);
         for (session, (speaker, _)) in &mut self.speakers {
-            *speaker = world.scheduler.speaker(*session);
+            *speaker = world.speaker(*session);
         }
         for job in before.jobs.iter().filter(|job| !self.kept.contains(&job.id)) {
             let (speaker, _) = &self.speakers[&job.spec.session];
@@ -206,7 +208,7 @@ impl Again {
     /// A slice of the session's turn, or its end.
     fn say(&mut self, session: u64, index: u64, cut: Cut) -> Arc<Job> {
         let id = SessionId(session);
-        let new = || (self.world.scheduler.speaker(id), 0);
+        let new = || (self.world.speaker(id), 0);
         let (speaker, turns) = self.speakers.entry(id).or_insert_with(new);
         let turn = u128::from(session * 1_000 + *turns);
         *turns += u64::from(cut.closes_turn());

@@ -14,7 +14,7 @@ fn a_slice_whose_turn_can_get_no_end_is_tried_again_and_then_failed() {
     let mut world = World::new(small());
     let a = world.join("a");
     let b = world.join("b");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     let job = slice(&mut world, &speaker);
     world.advance(120_000);
     assert!(world.assigned.is_empty() && world.settled.is_empty(), "the turn may go on");
@@ -37,7 +37,7 @@ fn a_slice_whose_turn_can_get_no_end_is_tried_again_and_then_failed() {
 fn a_restart_closes_the_turns_behind_the_last_one() {
     let mut world = World::new(small());
     world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     for (id, turn) in [(1, 1), (2, 2)] {
         let spec = JobSpec {
             session: speaker.session,
@@ -72,7 +72,7 @@ fn a_node_that_speaks_before_the_socket_does_has_a_lease_and_is_told_of() {
         let mut world = World::new(small());
         world.join("a");
         world.join("b");
-        let speaker = world.scheduler.speaker(SessionId(1));
+        let speaker = world.speaker(SessionId(1));
         world.submit(&speaker, 0, 1, Cut::Manual);
         let (job, node, attempt) = world.assigned[0].clone();
         let mut effects = Effects::new();

@@ -3,6 +3,7 @@
 
 mod again;
 mod endings;
+mod fairness;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -51,6 +52,10 @@ struct World {
 
 impl World {
     fn new(config: config::Job) -> Self {
+        Self::with_tenants(config, &[])
+    }
+
+    fn with_tenants(config: config::Job, tenants: &[config::Tenant]) -> Self {
         let registry = Arc::new(Registry::new(config::Node {
             slots_default: 2,
             // Health has its own tests; here it would only hide what is looked at.
@@ -61,7 +66,9 @@ impl World {
         }));
         let (publisher, pools) = Publisher::new(Vec::new(), 1);
         let metrics = Arc::new(Metrics::new());
-        let scheduler = Scheduler::new(config, 1_000, 3, Arc::clone(&registry), pools, metrics);
+        let accounts = Accounts::new(config::TenantDefaults::default(), tenants, &metrics);
+        let admission = Admission::new(&config, 1_000, accounts);
+        let scheduler = Scheduler::new(config, admission, 3, Arc::clone(&registry), pools, metrics);
         Self {
             scheduler,
             registry,
@@ -115,6 +122,11 @@ impl World {
                 self.queue.drain(&self.scheduler, self.now, &mut effects);
             }
         }
+    }
+
+    /// A session without a tenant.
+    fn speaker(&self, session: SessionId) -> Arc<Speaker> {
+        self.scheduler.speaker(session, self.scheduler.accounts().of(None))
     }
 
     fn join(&mut self, id: &str) -> Attached {
@@ -179,7 +191,12 @@ impl World {
     }
 
     fn advance(&mut self, ms: u64) {
-        self.now.us += ms * 1_000;
+        self.advance_to(self.now.us + ms * 1_000);
+    }
+
+    /// To that moment, monotonic microseconds.
+    fn advance_to(&mut self, us: u64) {
+        self.now.us = us;
         let mut due = Vec::new();
         self.wheel.expire(self.now.us, |deadline| due.push(deadline));
         let mut effects = Effects::new();
@@ -255,7 +272,7 @@ fn settled(world: &World, job: &Job) -> Option<Outcome> {
 fn a_job_goes_there_and_back() {
     let mut world = World::new(small());
     world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     assert_eq!(world.assigned.len(), 1);
     assert_eq!(world.assigned[0].2, 3 << 8 | 1, "attempts carry the boot epoch");
@@ -268,7 +285,7 @@ fn a_job_goes_there_and_back() {
 #[test]
 fn the_same_utterance_again_finds_its_job() {
     let mut world = World::new(small());
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     let again = world.submit(&speaker, 0, 2, Cut::Manual);
     assert!(matches!(again, Submitted::Repeated(id) if id == world.jobs[0].id));
@@ -278,7 +295,7 @@ fn the_same_utterance_again_finds_its_job() {
 #[test]
 fn waiting_jobs_go_first_and_in_order() {
     let mut world = World::new(small());
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     for index in 0..5 {
         world.submit(&speaker, index, u128::from(index) + 1, Cut::Manual);
     }
@@ -298,7 +315,7 @@ fn waiting_jobs_go_first_and_in_order() {
 fn a_long_turn_needs_one_slot_and_moves_as_a_whole() {
     let mut world = World::new(small());
     let a = world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     for index in 0..4 {
         world.submit(&speaker, index, 1, Cut::MaxDuration);
     }
@@ -323,7 +340,7 @@ fn a_long_turn_needs_one_slot_and_moves_as_a_whole() {
 fn a_refused_job_takes_its_turn_along_and_the_node_lets_go_of_the_rest() {
     let mut world = World::new(small());
     let a = world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::MaxDuration);
     world.submit(&speaker, 1, 1, Cut::Manual);
     world.flush();
@@ -343,7 +360,7 @@ fn a_refused_job_takes_its_turn_along_and_the_node_lets_go_of_the_rest() {
 fn a_silent_node_costs_a_lease_and_another_tries() {
     let mut world = World::new(small());
     let a = world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
     let b = world.join("b");
@@ -366,7 +383,7 @@ fn a_silent_node_costs_a_lease_and_another_tries() {
 fn without_another_node_a_timeout_is_final() {
     let mut world = World::new(small());
     world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
     world.advance(30_520);
@@ -377,7 +394,7 @@ fn without_another_node_a_timeout_is_final() {
 #[test]
 fn a_job_that_loses_its_nodes_is_poison() {
     let mut world = World::new(small());
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     let nodes = ["a", "b", "c"].map(|id| world.join(id));
     world.submit(&speaker, 0, 1, Cut::Manual);
     for _ in 0..2 {
@@ -394,7 +411,7 @@ fn a_job_that_loses_its_nodes_is_poison() {
 fn a_missing_model_sends_the_job_on_and_is_remembered() {
     let mut world = World::new(small());
     let a = world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
     let b = world.join("b");
@@ -407,7 +424,7 @@ fn a_missing_model_sends_the_job_on_and_is_remembered() {
     world.flush();
     world.answer_with(0, |_| {});
     let placed_on = |world: &mut World, index: u64| {
-        let other = world.scheduler.speaker(SessionId(100 + index));
+        let other = world.speaker(SessionId(100 + index));
         world.submit(&other, 0, u128::from(index) + 50, Cut::Manual);
         world.flush();
         let (_, node, _) = *world.held.last().unwrap();
@@ -425,7 +442,7 @@ fn a_missing_model_sends_the_job_on_and_is_remembered() {
 fn cancelling_frees_the_node_and_tells_it() {
     let mut world = World::new(small());
     let a = world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
     let (job, mut effects) = (Arc::clone(&world.jobs[0]), Effects::new());
@@ -442,7 +459,7 @@ fn cancelling_frees_the_node_and_tells_it() {
 fn history_is_bounded_and_keys_are_kept_for_their_time() {
     let mut world = World::new(config::Job { history_max: 3, ..small() });
     world.join("a");
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     for index in 0..6 {
         world.submit(&speaker, index, u128::from(index) + 1, Cut::Manual);
         world.flush();
@@ -461,7 +478,7 @@ fn history_is_bounded_and_keys_are_kept_for_their_time() {
 fn a_result_is_acknowledged_when_its_outcome_is_kept_and_no_copy_of_it_before() {
     let mut world = World::new(small());
     let node = world.join("a").node.index;
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
     let held = world.held[0].clone();
@@ -488,7 +505,7 @@ fn a_result_is_acknowledged_when_its_outcome_is_kept_and_no_copy_of_it_before() 
 #[test]
 fn a_result_that_is_no_outcome_is_acknowledged_at_once() {
     let mut world = World::new(small());
-    let speaker = world.scheduler.speaker(SessionId(1));
+    let speaker = world.speaker(SessionId(1));
     let nodes = ["a", "b"].map(|id| world.join(id).node.index);
     world.submit(&speaker, 0, 1, Cut::Manual);
     world.flush();
@@ -553,7 +570,7 @@ fn random_answer(world: &mut World, at: usize, kind: u8) {
 
 fn run(steps: Vec<Step>) {
     let mut world = World::new(small());
-    let speakers: Vec<_> = (0..3).map(|i| world.scheduler.speaker(SessionId(i + 1))).collect();
+    let speakers: Vec<_> = (0..3).map(|i| world.speaker(SessionId(i + 1))).collect();
     let mut next = [0_u64; 3];
     let mut turn = [1_u128; 3];
     let mut online: HashMap<u8, Attached> = HashMap::new();

@@ -24,6 +24,7 @@ use crate::node::{NodeIndex, Registry, State};
 use crate::protocol::{NodeId, SessionId};
 use crate::store::{SimDisk, StoreError, StoreOptions};
 use crate::telemetry::{Metrics, Now};
+use crate::tenant::{Accounts, Admission};
 
 use journal::Journal;
 pub(super) use journal::Then;
@@ -92,9 +93,10 @@ impl Life {
         let metrics = Arc::new(Metrics::new());
         let registry = Arc::new(Registry::new(config.node.clone()));
         let (publisher, pools) = Publisher::new(Vec::new(), 1);
+        let accounts = Accounts::new(config.tenant.clone(), &config.tenants, &metrics);
         let scheduler = Scheduler::new(
             config.job.clone(),
-            config.session.jobs_max,
+            Admission::new(&config.job, config.session.jobs_max, accounts),
             recovered.boot_epoch,
             Arc::clone(&registry),
             pools,

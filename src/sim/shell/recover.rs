@@ -44,7 +44,8 @@ impl Life {
             let speaker = match returned.get_mut(&session) {
                 Some(back) => speaker_of(back, &row),
                 None => {
-                    let stranger = || self.scheduler.speaker(session);
+                    let account = self.scheduler.accounts().of(row.spec.tenant.as_deref());
+                    let stranger = || self.scheduler.speaker(session, account);
                     Arc::clone(strangers.entry(session).or_insert_with(stranger))
                 }
             };

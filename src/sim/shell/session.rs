@@ -353,9 +353,10 @@ impl Life {
         self.handles.insert(id, handle);
         self.sessions_open += 1;
         let own = (self.config.session.clone(), self.config.segmenter.clone());
+        let account = self.scheduler.accounts().of(profile.tenant.as_deref());
         Open {
             session: Session::new(id, profile, epoch, false, own),
-            speaker: self.scheduler.speaker(id),
+            speaker: self.scheduler.speaker(id, account),
             unstored: None,
             settled: BTreeMap::new(),
             confirmed: None,
