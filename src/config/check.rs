@@ -103,6 +103,34 @@ const RULES: &[Rule] = &[
         wanted: "a loopback address, or server.allow_remote = true to let other machines in",
     },
     Rule {
+        keys: ["tls.cert", "tls.key"],
+        agree: |c| c.tls.cert.is_some() == c.tls.key.is_some(),
+        wanted: "both or neither",
+    },
+    Rule {
+        keys: ["tls.node_cert", "tls.node_key"],
+        agree: |c| c.tls.node_cert.is_some() == c.tls.node_key.is_some(),
+        wanted: "both or neither",
+    },
+    Rule {
+        keys: ["tls.node_cert", "server.node_listen"],
+        agree: |c| c.tls.node_cert.is_none() || c.server.node_listen.is_some(),
+        wanted: "only with an address of their own for nodes",
+    },
+    Rule {
+        keys: ["tls.node_client_ca", "server.node_listen"],
+        agree: |c| c.tls.node_client_ca.is_none() || c.server.node_listen.is_some(),
+        wanted: "only with an address of their own for nodes, or sessions would need one too",
+    },
+    Rule {
+        keys: ["tls.node_client_ca", "tls.cert"],
+        agree: |c| {
+            let shown = c.tls.cert.is_some() || c.tls.node_cert.is_some();
+            c.tls.node_client_ca.is_none() || shown
+        },
+        wanted: "only with a certificate of the server, in tls.cert or tls.node_cert",
+    },
+    Rule {
         keys: ["transport.node_outbox_bytes_max", "transport.session_message_bytes_max"],
         agree: |c| c.transport.node_outbox_bytes_max >= c.transport.session_message_bytes_max,
         wanted: "at least as much, or a session's message could never reach a node",
@@ -507,7 +535,7 @@ pub(super) fn variable(section: &str, key: &str) -> String {
     format!("{VARIABLE_PREFIX}{section}_{key}").to_ascii_uppercase()
 }
 
-/// The value of `section.key` as it would be written.
+/// The value of `section.key` as it would be written; `unset` if there is none.
 fn shown(config: &mut Config, path: &str) -> String {
     let mut text = String::new();
     for section in config.sections() {
@@ -518,7 +546,7 @@ fn shown(config: &mut Config, path: &str) -> String {
             }
         });
     }
-    text
+    if text.is_empty() { "unset".to_owned() } else { text }
 }
 
 /// What was probably meant by an unknown key: its name in the system it came from, or the nearest

@@ -31,6 +31,8 @@ pub struct Config {
     pub server: Server,
     /// Connections and their bounds.
     pub transport: Transport,
+    /// Certificates.
+    pub tls: Tls,
     /// Cutting speech into utterances.
     pub segmenter: Segmenter,
     /// Speakers and the order of their results.
@@ -93,10 +95,21 @@ impl Config {
 
     /// Every section but the pools. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 9] {
-        let Self { server, transport, segmenter, session, room, job, node, store, log, pools: _ } =
-            self;
-        [server, transport, segmenter, session, room, job, node, store, log]
+    fn sections(&mut self) -> [&mut dyn Section; 10] {
+        let Self {
+            server,
+            transport,
+            tls,
+            segmenter,
+            session,
+            room,
+            job,
+            node,
+            store,
+            log,
+            pools: _,
+        } = self;
+        [server, transport, tls, segmenter, session, room, job, node, store, log]
     }
 }
 
@@ -182,7 +195,8 @@ section! {
     Transport in "transport" {
         /// Open connections of all kinds; further ones are refused.
         connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
-        /// Time a new connection has for its HTTP request head.
+        /// Time a new connection has for its HTTP request head, and before that as much again for
+        /// the TLS handshake.
         header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS);
         /// Time a new WebSocket has for the message that says who it is.
         first_message_timeout_ms: u64 = 10_000, "ms", from_to(1, 10 * MINUTE_MS);
@@ -209,6 +223,24 @@ section! {
         pong_timeout_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a write may stand still before the connection is given up.
         write_progress_timeout_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
+    }
+}
+
+section! {
+    /// Certificates, in PEM files that are read at the start and on request. A listener that has
+    /// one speaks TLS 1.3 and 1.2 and nothing else, one that has none is plain.
+    Tls in "tls" {
+        /// Certificate chain of both listeners, the server's own certificate first.
+        cert: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// The private key that belongs to it.
+        key: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// Certificate chain of `server.node_listen`, if it is to have another.
+        node_cert: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// The private key that belongs to that.
+        node_key: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// Certificates of the authorities of the nodes: who has none from them is turned away on
+        /// `server.node_listen`.
+        node_client_ca: Option<PathBuf> = None, "none", NOT_EMPTY;
     }
 }
 

@@ -5,6 +5,7 @@
 //! given inputs and the time.
 
 mod awaited;
+mod certificates;
 mod clock;
 mod control;
 mod dead_letters;
@@ -30,19 +31,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+pub use certificates::check_certificates;
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use rooms::room_json;
 pub use routes::explain_ended;
 
-use crate::config::{Config, DRAIN_MS_MAX};
+use crate::config::{Config, DRAIN_MS_MAX, Faults};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
 use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
-use crate::transport::{House, HttpLimits, Listen, serve};
+use crate::transport::{Entrance, House, HttpLimits, Listen, Side, Tls, serve};
 use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
@@ -59,6 +61,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// Certificates cannot be used.
+    #[error("the certificates have faults:\n{0}")]
+    Certificates(Faults),
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -166,6 +171,7 @@ impl Server {
     pub async fn start_with(config: Config, handed: Handed) -> Result<Server, StartError> {
         let (listen, node_listen) = (config.server.listen.clone(), &config.server.node_listen);
         let apart = handed.node.is_some() || node_listen.is_some();
+        let tls = Tls::load(config.tls.clone()).map_err(StartError::Certificates)?;
         // Before the store: the directory of a server that runs already is not touched.
         let (first, mut second) = match apart {
             true => (
@@ -175,7 +181,7 @@ impl Server {
             false => (Listener::open(handed.client, listen).await?, None),
         };
         let opened = open_store(&config)?;
-        let mut server = Self::begin(config, opened, Clock::new(), first.addr);
+        let mut server = Self::begin(config, opened, Clock::new(), first.addr, tls);
         server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
         if let Some((handed, listen)) = second.take() {
             match Listener::open(handed, listen).await {
@@ -195,11 +201,11 @@ impl Server {
         Ok(server)
     }
 
-    /// The same over what is open already. The configuration's addresses and data directory are
-    /// not looked at.
+    /// The same over what is open already. The configuration's addresses, certificates and data
+    /// directory are not looked at.
     pub async fn start_on<L: Listen>(config: Config, opened: Opened<L>) -> Server {
         let Opened { listener, addr, store, unix_ms } = opened;
-        let mut server = Self::begin(config, store, Clock::starting_at(unix_ms), addr);
+        let mut server = Self::begin(config, store, Clock::starting_at(unix_ms), addr, Tls::none());
         server.accept(Listener { tcp: listener, addr, handed: false }, Serves::Everyone);
         server.begun();
         server
@@ -211,8 +217,9 @@ impl Server {
         store: Option<(Store, Recovered)>,
         clock: Clock,
         addr: SocketAddr,
+        tls: Tls,
     ) -> Server {
-        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, clock);
+        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, clock, tls);
         let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
@@ -235,10 +242,14 @@ impl Server {
             header_timeout: Duration::from_millis(self.shared.config.transport.header_timeout_ms),
             ..HttpLimits::default()
         };
+        let side = if serves == Serves::Nodes { Side::Nodes } else { Side::Sessions };
+        let tls = self.shared.tls.door(side, &self.shared.metrics);
+        let encrypted = tls.is_some();
         let (stop, stopped) = oneshot::channel::<()>();
         let routes = Arc::new(Routes::new(Arc::clone(&self.shared), serves));
-        let accepting = tokio::spawn(serve(tcp, routes, self.house.clone(), limits, stopped));
-        info!(%addr, handed, ?serves, "accepting connections");
+        let entrance = Entrance { house: self.house.clone(), limits, tls };
+        let accepting = tokio::spawn(serve(tcp, routes, entrance, stopped));
+        info!(%addr, handed, ?serves, encrypted, "accepting connections");
         self.doors.push(Door { handed, stop, accepting });
     }
 
@@ -255,6 +266,13 @@ impl Server {
     /// Its clock, which tests move.
     pub fn clock(&self) -> Arc<Clock> {
         Arc::clone(&self.shared.clock)
+    }
+
+    /// Reads the files of certificates again, for the connections to come; those there are go on.
+    /// Fails with all that is wrong with the files: the old certificates stay then. Without any it
+    /// does nothing.
+    pub async fn reload_certificates(&self) -> Result<(), Faults> {
+        certificates::reload(&self.shared).await
     }
 
     /// Stops in good order: takes no new sessions and no speech that begins now, lets unfinished
@@ -360,7 +378,12 @@ type Assembled = (Arc<Shared>, Publisher, Inboxes, Option<Recovered>);
 /// What the control task and the task of the rooms are told.
 type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
 
-fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> Assembled {
+fn assemble(
+    config: Config,
+    store: Option<(Store, Recovered)>,
+    clock: Clock,
+    tls: Tls,
+) -> Assembled {
     let (store, recovered) = store.unzip();
     let boot_epoch = recovered.as_ref().map_or(0, |r| r.boot_epoch);
     let stored = recovered.as_ref().and_then(|r| r.pools.as_ref());
@@ -395,6 +418,7 @@ fn assemble(config: Config, store: Option<(Store, Recovered)>, clock: Clock) -> 
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        tls: Arc::new(tls),
         awaited: Default::default(),
         control,
         rooms,

@@ -99,6 +99,7 @@ impl Routes {
                     None => fault(StatusCode::NOT_FOUND, "no such node"),
                 }
             }
+            (&Method::POST, ["api", "v1", "tls", "reload"]) => self.reload_certificates(peer).await,
             (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => {
                 self.move_node(id, peer, Node::drain)
             }
