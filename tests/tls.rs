@@ -1,5 +1,5 @@
-//! Certificates of the server and of nodes, read again while it runs; and handshakes that
-//! never end.
+//! Certificates of the server and of nodes, read again while it runs; handshakes that never end;
+//! origins of browsers.
 
 mod support;
 
@@ -461,4 +461,55 @@ async fn a_hangup_has_the_files_read_again() {
     }
     session.send(json!({"type": "client_heartbeat", "session_id": id})).await;
     session.expect("server_heartbeat").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_are_let_in_from_the_origins_that_are_allowed() {
+    let change = |config: &mut Config| {
+        config.transport.allowed_origins =
+            vec!["https://talk.example".to_owned(), "http://Localhost:8080".to_owned()];
+    };
+    let server = TestServer::start(change).await;
+    let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+        sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let ask = async |path: &str, headers: &str| {
+        let stream = TcpStream::connect(server.addr()).await.unwrap();
+        let asked = http_over(stream, "GET", path, headers, "");
+        // An upgrade that is agreed to does not end: its answer is told apart by its silence.
+        tokio::time::timeout(Duration::from_millis(300), asked).await.map_or(101, |a| a.0)
+    };
+    let allowed = ["", "origin: https://talk.example\r\n", "Origin: HTTP://localhost:8080\r\n"];
+    for origin in allowed {
+        assert_eq!(ask("/api/v1/stats", origin).await, 200, "{origin}");
+        for path in ["/ws/session", "/ws/node"] {
+            assert_eq!(ask(path, &format!("{origin}{upgrade}")).await, 101, "{path} {origin}");
+        }
+    }
+    let refused = [
+        "origin: https://evil.example\r\n",
+        "origin: http://talk.example\r\n",
+        "origin: https://talk.example:8443\r\n",
+        "origin: https://talk.example.evil.example\r\n",
+        "origin: https://talk.example/\r\n",
+        "origin: null\r\n",
+        "origin:\r\n",
+        "origin: https://talk.example\r\norigin: https://evil.example\r\n",
+    ];
+    for origin in refused {
+        assert_eq!(ask("/api/v1/stats", origin).await, 403, "{origin}");
+        for path in ["/ws/session", "/ws/node"] {
+            assert_eq!(ask(path, &format!("{origin}{upgrade}")).await, 403, "{path} {origin}");
+        }
+    }
+    let counted = server.metric("utterd_origins_refused_total").await;
+    assert_eq!(counted, 3.0 * refused.len() as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_list_every_origin_is_let_in() {
+    let server = TestServer::start(|_| {}).await;
+    let stream = TcpStream::connect(server.addr()).await.unwrap();
+    let (status, _) =
+        http_over(stream, "GET", "/api/v1/stats", "origin: https://any.example\r\n", "").await;
+    assert_eq!(status, 200);
 }

@@ -252,6 +252,23 @@ pub(super) fn is_host_port(text: &str) -> bool {
         && port.parse::<u16>().is_ok()
 }
 
+/// Whether a text is an origin as a browser writes it: no path, and no port that is the scheme's.
+pub(super) fn is_origin(text: &str) -> bool {
+    let Some((scheme, place)) = text.split_once("://") else { return false };
+    let usual = match scheme.to_ascii_lowercase().as_str() {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let host = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '?' | '#' | '@' | ',' | '*');
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(word)
+        && !place.is_empty()
+        && place.chars().all(host)
+        && (usual.is_empty() || !place.ends_with(usual))
+}
+
 /// Whether a text can filter the log. A bare word must be a level: as a target it would silence all
 /// others.
 pub(super) fn is_log_filter(text: &str) -> bool {

@@ -170,6 +170,8 @@ const LOG_FILTER: Allowed = Text(
 const POOL_NAME: Allowed = Text("1 to 64 of A-Z a-z 0-9 _ . -", check::is_pool_name);
 const PAIRS: Allowed = List("one or more of \"zh:en\", \"*:en\", \"zh:*\", \"*:*\"", 1, |_| true);
 const NAMES: Allowed = List("names that are not empty", 0, |name| !name.trim().is_empty());
+const ORIGINS: Allowed =
+    List("as browsers write them: \"https://HOST\" or \"https://HOST:PORT\"", 0, check::is_origin);
 
 section! {
     /// Where the service is reached, where it keeps its data, and how it goes.
@@ -223,6 +225,9 @@ section! {
         pong_timeout_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a write may stand still before the connection is given up.
         write_progress_timeout_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
+        /// Origins whose pages may use the service; empty allows all. Only browsers say an origin:
+        /// this keeps strange pages from using what their visitor can reach, and nobody else out.
+        allowed_origins: Vec<String> = Vec::new(), "none", ORIGINS;
     }
 }
 

@@ -476,3 +476,33 @@ fn certificates_come_with_their_keys_and_where_they_have_a_use() {
     assert!(of(own)[0].starts_with("tls.node_cert: contradicts server.node_listen"));
     assert_eq!(of(&format!("{apart}{own}node_client_ca = \"ca\"\n")), [] as [String; 0]);
 }
+
+#[test]
+fn an_origin_is_written_as_browsers_write_it() {
+    for origin in ["https://a.example", "HTTP://localhost:8080", "http://[::1]:1", "app://talk"] {
+        assert!(check::is_origin(origin), "{origin}");
+    }
+    for other in [
+        "",
+        "null",
+        "a.example",
+        "https://",
+        "://a.example",
+        "https://a.example/",
+        "https://a.example/page",
+        "https://*.example",
+        "https://a b",
+        "https://me@a.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://ä.example",
+    ] {
+        assert!(!check::is_origin(other), "{other}");
+    }
+    let listed = [("UTTERD_TRANSPORT_ALLOWED_ORIGINS", "https://a.example, http://localhost:1")];
+    let config = Config::parse("", env(&listed)).unwrap();
+    assert_eq!(config.transport.allowed_origins, ["https://a.example", "http://localhost:1"]);
+    let none = [("UTTERD_TRANSPORT_ALLOWED_ORIGINS", "")];
+    let text = "[transport]\nallowed_origins = [\"https://a.example\"]\n";
+    assert_eq!(Config::parse(text, env(&none)).unwrap(), Config::default());
+}
