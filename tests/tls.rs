@@ -463,6 +463,66 @@ async fn a_hangup_has_the_files_read_again() {
     session.expect("server_heartbeat").await;
 }
 
+/// Runs a verb of the program to its end; what it printed.
+async fn utterd(arguments: &[&str]) -> Result<String, String> {
+    let ended = tokio::process::Command::new(env!("CARGO_BIN_EXE_utterd")).args(arguments).output();
+    let ended = tokio::time::timeout(SOON, ended).await.expect("it does not end").unwrap();
+    match ended.status.success() {
+        true => Ok(String::from_utf8(ended.stdout).unwrap()),
+        false => Err(String::from_utf8(ended.stderr).unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_of_the_program_speak_tls() {
+    let (authority, nodes) = (Authority::new(), Authority::new());
+    let files = Files::of(&authority.certify());
+    let server = with_node_certificates(&files, &nodes).await;
+    let shown = Files::of(&nodes.certify());
+    std::fs::write(files.path("root"), authority.0.pem()).unwrap();
+    let path = |of: &Files, name: &str| of.path(name).to_str().unwrap().to_owned();
+    let (root, stranger) = (path(&files, "root"), path(&files, "ca"));
+    let node_url = format!("wss://localhost:{}/ws/node", server.server.node_addr().port());
+    let node = Command::new(env!("CARGO_BIN_EXE_utterd"))
+        .args(["node", "--id", "n1", "--url", &node_url, "--ca", &root])
+        .args(["--cert", &path(&shown, "cert"), "--key", &path(&shown, "key")])
+        .stdout(Stdio::null())
+        .spawn();
+    let _node = Program(node.unwrap());
+    authority.client().until(server.addr(), "/api/v1/pools", "\"n1\"").await;
+
+    let url = format!("wss://{}/ws/session", server.addr());
+    let speech = ["speak", "--generated", "0.5", "--fast", "--from", "en", "--to", "es"];
+    let speak = async |rest: &[&str]| utterd(&[&speech, rest].concat()).await;
+    let said = speak(&["--url", &url, "--ca", &root]).await.unwrap();
+    assert!(said.contains("#0 translated: [echo]"), "{said}");
+    let unbelieved = speak(&["--url", &url, "--ca", &stranger]).await.unwrap_err();
+    assert!(unbelieved.contains("invalid peer certificate"), "{unbelieved}");
+    let bare = speak(&["--url", &url]).await.unwrap_err();
+    assert!(bare.contains("a file of certificates to believe (--ca)"), "{bare}");
+
+    let https = format!("https://{}", server.addr());
+    let listed = utterd(&["inspect", "nodes", "--server", &https, "--ca", &root]).await.unwrap();
+    assert!(listed.contains("\"n1\""), "{listed}");
+    let empty = utterd(&["dead-letters", "list", "--server", &https, "--ca", &root]).await.unwrap();
+    assert!(empty.contains("\"dead_letters\": []"), "{empty}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_can_be_put_on_a_server_behind_tls() {
+    let authority = Authority::new();
+    let files = Files::of(&authority.certify());
+    std::fs::write(files.path("root"), authority.0.pem()).unwrap();
+    let server = TestServer::start(|config| files.set(config)).await;
+    let url = format!("wss://{}", server.addr());
+    let root = files.path("root");
+    let load = ["load", "--url", &url, "--ca", root.to_str().unwrap(), "--nodes", "1"];
+    let load = [&load[..], &["--sessions", "2", "--seconds", "0.3", "--warmup", "0"]].concat();
+    let told = utterd(&[&load[..], &["--rate", "50", "--json"]].concat()).await.unwrap();
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(told.to_string().contains("\"dispatch"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_are_let_in_from_the_origins_that_are_allowed() {
     let change = |config: &mut Config| {

@@ -13,12 +13,14 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use self::outgoing::{Known, Outgoing};
 use self::resume::{Claim, Numbered};
+use super::dial::Trust;
 use super::wav::{self, RATE_HZ};
-use super::wire::{self, Opened, Socket, ToSpeaker, Translation};
+use super::wire::{self, Dial, Opened, Socket, ToSpeaker, Translation};
 
 /// Time for the connection, the acknowledgement of the session, and that of its end.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -46,6 +48,8 @@ pub enum Mode {
 pub struct SpeakOptions {
     /// Where the scheduler listens: `ws://127.0.0.1:5010/ws/session`.
     pub url: String,
+    /// Certificates, for a `wss://` address.
+    pub trust: Trust,
     /// Language spoken, or `auto`.
     pub src: String,
     /// Language wanted.
@@ -69,6 +73,7 @@ impl SpeakOptions {
     pub fn new(url: impl Into<String>, src: impl Into<String>, tgt: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            trust: Trust::default(),
             src: src.into(),
             tgt: tgt.into(),
             mode: Mode::Chunks { realtime: true },
@@ -266,12 +271,14 @@ pub async fn speak(
 ) -> Result<Spoken, SpeakError> {
     let url = options.url.clone();
     let fault = |e| SpeakError::Socket { url: url.clone(), source: Box::new(e) };
-    let request = wire::request(&options.url).map_err(fault)?;
-    let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
-    let socket = dial.map_err(|_| SpeakError::NoAnswer("connection"))?.map_err(fault)?;
+    let dial = Dial::to(&options.url, &options.trust).map_err(fault)?;
+    let opening = dial.open(WebSocketConfig::default());
+    let opened = tokio::time::timeout(HANDSHAKE_TIME, opening).await;
+    let socket = opened.map_err(|_| SpeakError::NoAnswer("connection"))?.map_err(fault)?;
     let mut call = Call {
         outgoing: Outgoing::new(pcm, &options),
         options,
+        dial,
         socket,
         on_event,
         known: Known::default(),
@@ -315,6 +322,7 @@ impl SpeakError {
 
 struct Call<F> {
     options: SpeakOptions,
+    dial: Dial,
     socket: Socket,
     on_event: F,
     outgoing: Outgoing,

@@ -6,10 +6,11 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::outgoing::Known;
 use super::{Call, HANDSHAKE_TIME, SpeakError, SpeakEvent, read};
-use crate::peer::wire::{self, Opened, Reopened, ToSpeaker};
+use crate::peer::wire::{Opened, Reopened, ToSpeaker};
 
 /// Wait before the first new connection; it doubles with each that fails.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -110,10 +111,10 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
 
     /// Tries once.
     async fn resume(&mut self) -> Result<(), SpeakError> {
-        let request = wire::request(&self.options.url).map_err(|e| self.fault(e))?;
-        let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
-        let dialled = dial.map_err(|_| SpeakError::NoAnswer("connection"))?;
-        self.socket = dialled.map_err(|e| self.fault(e))?;
+        let opening = self.dial.open(WebSocketConfig::default());
+        let opened = tokio::time::timeout(HANDSHAKE_TIME, opening).await;
+        let opened = opened.map_err(|_| SpeakError::NoAnswer("connection"))?;
+        self.socket = opened.map_err(|e| self.fault(e))?;
         let Some(claim) = &mut self.claim else { return Err(SpeakError::Closed { open: 0 }) };
         let resume = json!({
             "type": "session_resume",
