@@ -24,6 +24,8 @@ use super::wire::{self, Dial, Opened, Socket, ToSpeaker, Translation};
 
 /// Time for the connection, the acknowledgement of the session, and that of its end.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Longest time for an old connection to end.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
 /// How often a speaker says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Silence of a scheduler, which pings and answers heartbeats, after which it is taken for gone.

@@ -94,8 +94,12 @@ impl Tls {
     /// Fails with all that is wrong with them; what was published before stays then.
     pub fn reload(&self) -> Result<(), Faults> {
         let reading = 1 + self.readings.fetch_add(1, Ordering::Relaxed);
-        let read = Published { reading, ..read(&self.settings)? };
-        // Of two at the same time the one that began later has seen the newer files.
+        self.publish(Published { reading, ..read(&self.settings)? });
+        Ok(())
+    }
+
+    /// Of two readings at the same time the one that began later has seen the newer files.
+    fn publish(&self, read: Published) {
         self.published.send_if_modified(|published| {
             let newer = published.reading < read.reading;
             if newer {
@@ -103,7 +107,6 @@ impl Tls {
             }
             newer
         });
-        Ok(())
     }
 
     /// What a listener of that side needs for its handshakes; none if it is plain.
@@ -269,5 +272,68 @@ fn read_side(
             told(key.fault(format!("does not go with {}: {error}", cert.key)));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::Pin;
+
+    use futures_util::FutureExt;
+    use tokio::io::duplex;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::pki_types::ServerName;
+
+    use super::*;
+
+    /// A listener of sessions, and one who believes it.
+    fn both_ends() -> (Tls, TlsConnector) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert"), dir.path().join("key"));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let settings = config::Tls { cert: Some(cert), key: Some(key), ..config::Tls::default() };
+        (Tls::load(settings).unwrap(), TlsConnector::from(Arc::new(client)))
+    }
+
+    #[tokio::test]
+    async fn of_what_the_socket_does_not_take_one_record_is_taken() {
+        const PIPE: usize = 1024;
+        let (tls, client) = both_ends();
+        let door = tls.door(Side::Sessions, &Arc::new(Metrics::new())).unwrap();
+        let (near, far) = duplex(PIPE);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let name = ServerName::try_from("localhost").unwrap();
+        let second = Duration::from_secs(1);
+        let (served, known) =
+            tokio::join!(door.shake_hands(near, peer, second), client.connect(name, far));
+        // The other end is there, and reads nothing.
+        let (mut served, _known) = (served.unwrap(), known.unwrap());
+        let (piece, mut taken) = ([0; 1024], 0);
+        while let Some(size) =
+            poll_fn(|context| Pin::new(&mut served).poll_write(context, &piece)).now_or_never()
+        {
+            taken += size.unwrap();
+            assert!(taken <= WAITING_BYTES_MAX + 16 * 1024 + PIPE, "{taken} bytes are taken");
+        }
+    }
+
+    #[test]
+    fn of_two_readings_the_one_that_began_later_stays() {
+        let (tls, _) = both_ends();
+        let first = tls.published.borrow().clone();
+        tls.publish(Published { reading: 2, ..first.clone() });
+        tls.publish(Published { reading: 1, sessions: None, nodes: None });
+        assert_eq!(tls.published.borrow().reading, 2);
+        assert!(tls.published.borrow().sessions.is_some());
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::outgoing::Known;
-use super::{Call, HANDSHAKE_TIME, SpeakError, SpeakEvent, read};
+use super::{Call, GOODBYE_TIME, HANDSHAKE_TIME, SpeakError, SpeakEvent, read};
 use crate::peer::wire::{Opened, Reopened, ToSpeaker};
 
 /// Wait before the first new connection; it doubles with each that fails.
@@ -85,8 +85,10 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
     /// Connects again until the session goes on, or is not there any more.
     pub(super) async fn come_back(&mut self, why: String) -> Result<(), SpeakError> {
         self.tell(SpeakEvent::Lost { why });
-        if let Err(e) = self.socket.get_mut().shutdown().await {
-            tracing::debug!(error = %e, "the old connection was gone");
+        // Over TLS it says goodbye first, which a peer that does not read holds up.
+        let goodbye = self.socket.get_mut().shutdown();
+        if !matches!(tokio::time::timeout(GOODBYE_TIME, goodbye).await, Ok(Ok(()))) {
+            tracing::debug!("the old connection was gone");
         }
         let Some(claim) = &mut self.claim else { return Err(SpeakError::Closed { open: 0 }) };
         let window = claim.window;
