@@ -209,7 +209,7 @@ async fn stalled_handshakes_keep_nobody_out_and_are_cut_off() {
     let files = Files::of(&authority.certify());
     let change = |config: &mut Config| {
         files.set(config);
-        config.transport.header_timeout_ms = 2_000;
+        config.transport.header_timeout_ms = 3_000;
         config.transport.connections_max = STALLED + 1;
     };
     let server = TestServer::start(change).await;
@@ -224,8 +224,12 @@ async fn stalled_handshakes_keep_nobody_out_and_are_cut_off() {
     }
     let client = authority.client();
     let (mut session, id) = client.session(server.addr()).await;
-    // They count: there is no room for one more.
-    assert!(client.dial(server.addr()).await.is_err(), "handshakes are not counted");
+    // They count: there is no room for one more, and no words in plain for who expects others.
+    let mut extra = TcpStream::connect(server.addr()).await.unwrap();
+    let mut words = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(1), extra.read_to_end(&mut words)).await;
+    assert!(ended.is_ok(), "handshakes are not counted");
+    assert_eq!(words, b"");
     session.send(json!({"type": "client_heartbeat", "session_id": id})).await;
     session.expect("server_heartbeat").await;
     for mut tcp in stalled {

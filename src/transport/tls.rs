@@ -69,8 +69,8 @@ impl Published {
 }
 
 impl Tls {
-    /// Reads the files that are named, and blocks for as long. Fails with all that is wrong with
-    /// them.
+    /// Reads the files that are named by settings that passed their checks, and blocks for as long.
+    /// Fails with all that is wrong with the files.
     pub fn load(settings: config::Tls) -> Result<Self, Faults> {
         let published = watch::Sender::new(read(&settings)?);
         Ok(Self { settings, readings: AtomicU64::new(0), published })
