@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::{Peer, TestServer, config_for, http, register_message};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use utterd::server::{Opened, Server};
@@ -42,8 +41,9 @@ async fn knock(addr: SocketAddr, path: &str, key: Option<&str>) -> Result<Peer, 
     if let Some(key) = key {
         request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     }
-    match connect_async(request).await {
-        Ok((socket, _)) => Ok(Peer::of(socket)),
+    let stream = TcpStream::connect(addr).await.unwrap();
+    match Peer::asking(stream, request).await {
+        Ok(peer) => Ok(peer),
         Err(WsError::Http(answer)) => {
             let mut headers: Vec<_> =
                 answer.headers().iter().filter(|(name, _)| *name != "date").collect();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Outcome, faulty, say};
 use crate::config::{Config, environment, example_toml};
+use crate::server::check_certificates;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -20,7 +21,8 @@ pub(super) fn run(args: &Args) -> Outcome {
         say(&example_toml());
         return Ok(());
     }
-    Config::load(args.file.as_deref(), environment()).map_err(faulty)?;
+    let config = Config::load(args.file.as_deref(), environment()).map_err(faulty)?;
+    check_certificates(&config).map_err(faulty)?;
     say("the configuration is fine");
     Ok(())
 }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::http::{ask_json, get_json};
+use super::http::{ServerArgs, Target, ask_json, get_json};
 use super::{Failure, Outcome, code, runtime, say};
 use crate::server::explain_dead_letter;
 use crate::store::open_read_only;
@@ -18,9 +18,8 @@ const ROWS_MAX: usize = 1_000;
 pub(super) struct Args {
     #[command(subcommand)]
     what: What,
-    /// The running server to ask.
-    #[arg(long, global = true, value_name = "HOST:PORT", default_value = "127.0.0.1:5010")]
-    server: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Read the database of this directory instead; no server may be using it.
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -54,13 +53,13 @@ enum What {
 pub(super) fn run(args: &Args) -> Outcome {
     let value = match &args.data {
         Some(dir) => from_database(dir, &args.what)?,
-        None => runtime()?.block_on(ask(&args.server, &args.what))?,
+        None => runtime()?.block_on(ask(&args.server.target()?, &args.what))?,
     };
     say(&serde_json::to_string_pretty(&value)?);
     Ok(())
 }
 
-async fn ask(server: &str, what: &What) -> anyhow::Result<Value> {
+async fn ask(server: &Target, what: &What) -> anyhow::Result<Value> {
     const BASE: &str = "/api/v1/dead-letters";
     match what {
         What::List { after } => get_json(server, &format!("{BASE}?after={after}")).await,

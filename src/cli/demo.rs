@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::http::get_json;
+use super::http::{Target, get_json};
 use super::speak::show;
 use super::{Outcome, Signals, faulty, runtime, say, serve};
 use crate::config::{self, Config, environment};
+use crate::peer::dial::Trust;
 use crate::peer::engine::{EchoEngine, Engine};
 use crate::peer::node::{NodeEvent, NodeOptions};
 use crate::peer::speaker::{Mode, SpeakOptions, speak};
@@ -108,7 +109,8 @@ async fn utterance(authority: &str) -> anyhow::Result<()> {
     let (samples, _) = spoken.pcm16();
     let seconds = samples.len() as f64 / f64::from(wav::RATE_HZ);
     say(&format!("  #{} speech:     {seconds:.2} s came back", result.utterance_index));
-    let job = get_json(authority, &format!("/api/v1/jobs/{}", result.job_id)).await?;
+    let server = Target::new(authority, Trust::default());
+    let job = get_json(&server, &format!("/api/v1/jobs/{}", result.job_id)).await?;
     timeline(&job);
     Ok(())
 }

@@ -1,34 +1,81 @@
 //! Asks a running server for one of its JSON answers.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+
+use super::{Failure, code};
+use crate::peer::dial::{Identity, Trust};
 
 /// Longest answer read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The JSON at `path` of the server at `host:port`.
-pub(super) async fn get_json(authority: &str, path: &str) -> anyhow::Result<Value> {
-    ask_json(authority, Method::GET, path).await
+/// A running server.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    /// `HOST:PORT`.
+    authority: String,
+    encrypted: bool,
+    trust: Trust,
 }
 
-/// What the server at `host:port` answers to a request without a body.
-pub(super) async fn ask_json(authority: &str, method: Method, path: &str) -> anyhow::Result<Value> {
-    send_json(authority, method, path, None).await
+impl Target {
+    /// At `HOST:PORT`, which may have `http://` or `ws://` before it, or, for an encrypted
+    /// connection, `https://` or `wss://`.
+    pub(super) fn new(address: &str, trust: Trust) -> Self {
+        let (scheme, rest) = address.split_once("://").unwrap_or(("http", address));
+        let encrypted = matches!(scheme, "https" | "wss");
+        Self { authority: rest.trim_end_matches('/').to_owned(), encrypted, trust }
+    }
 }
 
-/// What the server at `host:port` answers to a request, which may have a body.
+/// Which running server a verb asks.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServerArgs {
+    /// The running server to ask; with https:// before it over TLS.
+    #[arg(long, global = true, value_name = "HOST:PORT", default_value = "127.0.0.1:5010")]
+    server: String,
+    /// Certificates to believe, and no others (PEM).
+    #[arg(long, global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl ServerArgs {
+    pub(super) fn target(&self) -> Result<Target, Failure> {
+        Ok(Target::new(&self.server, trust(self.ca.as_deref(), None)?))
+    }
+}
+
+/// Reads the certificates named on the command line.
+pub(super) fn trust(ca: Option<&Path>, identity: Option<&Identity>) -> Result<Trust, Failure> {
+    let read = ca.map(|ca| Trust::read(ca, identity)).transpose();
+    Ok(read.map_err(|error| Failure::new(code::USAGE, error))?.unwrap_or_default())
+}
+
+/// The JSON at `path` of a server.
+pub(super) async fn get_json(target: &Target, path: &str) -> anyhow::Result<Value> {
+    ask_json(target, Method::GET, path).await
+}
+
+/// What a server answers to a request without a body.
+pub(super) async fn ask_json(target: &Target, method: Method, path: &str) -> anyhow::Result<Value> {
+    send_json(target, method, path, None).await
+}
+
+/// What a server answers to a request, which may have a body.
 pub(super) async fn send_json(
-    authority: &str,
+    target: &Target,
     method: Method,
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<Value> {
-    let stream = TcpStream::connect(authority)
+    let Target { authority, encrypted, trust } = target;
+    let stream = Box::pin(trust.connect(authority, *encrypted))
         .await
         .with_context(|| format!("no server answers at {authority}"))?;
     let (mut sender, connection) =

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::http::get_json;
+use super::http::{ServerArgs, get_json};
 use super::{Failure, Outcome, code, runtime, say};
 use crate::protocol::JobId;
 use crate::server::{explain_ended, room_json};
@@ -38,9 +38,8 @@ pub(super) struct Args {
     /// Which job.
     #[arg(required_if_eq("what", "job"))]
     id: Option<String>,
-    /// The running server to ask.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5010")]
-    server: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Read the database of this directory instead; no server may be using it.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -58,7 +57,7 @@ pub(super) fn run(args: &Args) -> Outcome {
                 What::Sessions => "/api/v1/sessions".to_owned(),
                 What::Rooms => "/api/v1/rooms".to_owned(),
             };
-            runtime()?.block_on(get_json(&args.server, &path))?
+            runtime()?.block_on(get_json(&args.server.target()?, &path))?
         }
     };
     say(&serde_json::to_string_pretty(&value)?);

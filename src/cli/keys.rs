@@ -4,16 +4,15 @@ use clap::{Subcommand, ValueEnum};
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::http::{get_json, send_json};
+use super::http::{ServerArgs, Target, get_json, send_json};
 use super::{Outcome, runtime, say};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
     what: What,
-    /// The running server to ask.
-    #[arg(long, global = true, value_name = "HOST:PORT", default_value = "127.0.0.1:5010")]
-    server: String,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -64,12 +63,12 @@ enum What {
 }
 
 pub(super) fn run(args: &Args) -> Outcome {
-    let value = runtime()?.block_on(ask(&args.server, &args.what))?;
+    let value = runtime()?.block_on(ask(&args.server.target()?, &args.what))?;
     say(&serde_json::to_string_pretty(&value)?);
     Ok(())
 }
 
-async fn ask(server: &str, what: &What) -> anyhow::Result<Value> {
+async fn ask(server: &Target, what: &What) -> anyhow::Result<Value> {
     const BASE: &str = "/api/v1/keys";
     match what {
         What::Create { kind, tenant, name, expires_in_days } => {

@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::http::get_json;
+use super::http::{Target, get_json, trust};
 use super::{Failure, Outcome, Signals, code, runtime, say};
 use crate::config;
+use crate::peer::dial::Trust;
 use crate::peer::load::{
     self, Compared, Faults, Figures, FloorPlan, Mode, Options, Pace, Plan, Relay, ServerPlan,
     Spawned, Stages, Step, World,
@@ -47,10 +48,13 @@ enum Delivery {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A running server, as ws://HOST:PORT; without one, a server is started for the load in a
-    /// process of its own and ended after it.
+    /// A running server, as ws://HOST:PORT or wss://; without one, a server is started for the load
+    /// in a process of its own and ended after it.
     #[arg(long)]
     url: Option<String>,
+    /// Certificates to believe of a wss:// server, and no others (PEM).
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
     /// The process of that server, to see what it costs.
     #[arg(long, requires = "url")]
     pid: Option<u32>,
@@ -197,8 +201,8 @@ impl Args {
         Ok(())
     }
 
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> Result<Options, Failure> {
+        Ok(Options {
             nodes: self.nodes,
             sessions: self.sessions,
             mode: match self.mode {
@@ -210,8 +214,9 @@ impl Args {
             slots: self.slots,
             result_bytes: self.result_bytes,
             resume: self.resume,
+            trust: trust(self.ca.as_deref(), None)?,
             ..Options::default()
-        }
+        })
     }
 
     fn pace(&self) -> Pace {
@@ -277,13 +282,13 @@ impl Args {
 }
 
 async fn rounds(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
-    let (options, plan) = (args.options(), args.plan(SECONDS));
+    let (options, plan) = (args.options()?, args.plan(SECONDS));
     args.tell_what(&options);
     let mut world = World::open(url, &options, *pid).await?;
     let (mut taken, mut inside): (Vec<Figures>, Vec<Option<Stages>>) = (Vec::new(), Vec::new());
     for round in 0..args.rounds.unwrap_or(1) {
         let figures = world.round(plan).await?;
-        let stages = stages(url).await?;
+        let stages = stages(url, &options.trust).await?;
         if !args.json {
             let mut lines = figures.lines();
             lines.extend(stages.iter().flat_map(Stages::lines));
@@ -302,16 +307,15 @@ async fn rounds(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
 
 /// Where the time went inside the server, as far as it remembers and tells: not every server that
 /// takes a load does.
-async fn stages(url: &str) -> Result<Option<Stages>, Failure> {
-    let authority = url.trim_start_matches("ws://").trim_end_matches('/');
-    match get_json(authority, "/api/v1/jobs").await {
+async fn stages(url: &str, trust: &Trust) -> Result<Option<Stages>, Failure> {
+    match get_json(&Target::new(url, trust.clone()), "/api/v1/jobs").await {
         Ok(jobs) => Ok(Some(Stages::of(&jobs).map_err(load::LoadError::from)?)),
         Err(_) => Ok(None),
     }
 }
 
 async fn capacity(args: &Args, url: &str) -> Outcome {
-    let options = args.options();
+    let options = args.options()?;
     args.tell_what(&options);
     let (seconds, warmup) = SECONDS_OF_MANY;
     let times = (args.warmup.unwrap_or(warmup), args.seconds.unwrap_or(seconds));
@@ -352,7 +356,7 @@ async fn floor(args: &Args, (url, pid): &(String, Option<u32>)) -> Outcome {
         warmup_s: SECONDS_CLOSED.1.min(open.warmup_s),
     };
     let plan = FloorPlan {
-        options: args.options(),
+        options: args.options()?,
         rounds: args.rounds.unwrap_or(FLOOR_ROUNDS),
         open,
         closed,

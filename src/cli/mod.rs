@@ -181,10 +181,6 @@ struct Signals {
 impl Signals {
     /// From now on they no longer end the process by themselves.
     fn caught() -> Self {
-        let caught = |kind, name| {
-            let caught = signal(kind);
-            caught.inspect_err(|error| warn!(%error, "{name} cannot be caught")).ok()
-        };
         Self {
             terminate: caught(SignalKind::terminate(), "SIGTERM"),
             interrupt: caught(SignalKind::interrupt(), "SIGINT"),
@@ -201,6 +197,12 @@ impl Signals {
     }
 }
 
+/// From now on the signal does not end the process by itself.
+fn caught(kind: SignalKind, name: &str) -> Option<Signal> {
+    signal(kind).inspect_err(|error| warn!(%error, "{name} cannot be caught")).ok()
+}
+
+/// Resolves at the next one; never, if it is not caught.
 async fn next_of(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => {

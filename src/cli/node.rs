@@ -7,9 +7,11 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use tokio::sync::mpsc;
 
+use super::http::trust;
 use super::{Failure, Outcome, Signals, code, runtime, say};
 use crate::config;
 use crate::peer::command::{CommandConfig, CommandEngine, CommandLines};
+use crate::peer::dial::Identity;
 use crate::peer::engine::{ECHO_LANGUAGES, EchoEngine, Engine};
 use crate::peer::node::{NodeEvent, NodeOptions};
 use crate::telemetry;
@@ -24,12 +26,21 @@ enum EngineName {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where the server listens.
+    /// Where the server listens: ws:// or wss://.
     #[arg(long, default_value = "ws://127.0.0.1:5010/ws/node")]
     url: String,
-    /// Key to show, if the server asks for one.
+    /// Key of the server's to show, if it asks for one.
     #[arg(long, env = "UTTERD_KEY", hide_env_values = true)]
-    key: Option<String>,
+    api_key: Option<String>,
+    /// Certificates to believe of a wss:// server, and no others (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate chain to show to a server that asks for one (PEM).
+    #[arg(long, value_name = "FILE", requires_all = ["key", "ca"])]
+    cert: Option<PathBuf>,
+    /// The private key that belongs to it (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// What does the work.
     #[arg(long, value_enum, default_value = "echo")]
     engine: EngineName,
@@ -69,9 +80,12 @@ pub(super) fn run(args: Args) -> Outcome {
     let _log =
         telemetry::log::init(&config::Log { level: "warn".into(), ..config::Log::default() })?;
     let engine = engine(&args).map_err(|error| Failure::new(code::USAGE, error))?;
+    let identity = args.cert.clone().zip(args.key.clone());
+    let identity = identity.map(|(cert, key)| Identity { cert, key });
     let options = NodeOptions {
+        trust: trust(args.ca.as_deref(), identity.as_ref())?,
         node_id: args.id.clone(),
-        key: args.key.clone(),
+        key: args.api_key.clone(),
         capacity: args.capacity,
         ..NodeOptions::new(args.url.clone(), engine)
     };

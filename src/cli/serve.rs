@@ -1,8 +1,11 @@
 //! `utterd serve`.
 
+use std::convert::Infallible;
+
+use tokio::signal::unix::{Signal, SignalKind};
 use tracing::{error, warn};
 
-use super::{ConfigArgs, Failure, Outcome, Signals, code, runtime, say, systemd};
+use super::{ConfigArgs, Failure, Outcome, Signals, caught, code, next_of, runtime, say, systemd};
 use crate::config::Config;
 use crate::server::{Handed, STOP_MAX, Server, StartError, Stopped};
 use crate::telemetry;
@@ -23,10 +26,12 @@ pub(super) fn run(args: Args) -> Outcome {
 
 async fn serve(config: Config, handed: Handed) -> Outcome {
     let mut signals = Signals::caught();
+    let hangups = caught(SignalKind::hangup(), "SIGHUP");
     let server = tokio::select! {
         started = Server::start_with(config, handed) => started.map_err(|error| {
             let code = match &error {
                 StartError::Listen { .. } => code::LISTEN,
+                StartError::Certificates(_) => code::USAGE,
                 StartError::Store(_) | StartError::Secret { .. } => code::DATA,
             };
             Failure::new(code, error)
@@ -39,10 +44,23 @@ async fn serve(config: Config, handed: Handed) -> Outcome {
         say(&format!("utterd listening for nodes on {}", server.node_addr()));
     }
     systemd::notify("READY=1");
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        never = reload_on(hangups, &server) => match never {},
+    }
     systemd::notify("STOPPING=1");
     stop(server, &mut signals).await;
     Ok(())
+}
+
+/// Has the certificates read again at each SIGHUP.
+async fn reload_on(mut hangups: Option<Signal>, server: &Server) -> Infallible {
+    loop {
+        next_of(&mut hangups).await;
+        if server.reload_certificates().await.is_err() {
+            warn!("SIGHUP had no effect");
+        }
+    }
 }
 
 /// Stops the server in good order; a further signal, or the end of the time for it, ends the

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::http::trust;
 use super::{Failure, Outcome, code, runtime, say};
 use crate::config;
 use crate::peer::speaker::{Mode, SpeakEvent, SpeakOptions, Spoken, speak};
@@ -22,12 +23,15 @@ pub(super) struct Args {
     /// Say so many seconds of a made-up sound instead of a file.
     #[arg(long, value_name = "SECONDS", conflicts_with = "file")]
     generated: Option<f32>,
-    /// Where the server listens.
+    /// Where the server listens: ws:// or wss://.
     #[arg(long, default_value = "ws://127.0.0.1:5010/ws/session")]
     url: String,
-    /// Key to show, if the server asks for one.
+    /// Key of the server's to show, if it asks for one.
     #[arg(long, env = "UTTERD_KEY", hide_env_values = true)]
-    key: Option<String>,
+    api_key: Option<String>,
+    /// Certificates to believe of a wss:// server, and no others (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Language spoken.
     #[arg(long, value_name = "LANG")]
     from: String,
@@ -69,9 +73,10 @@ pub(super) fn run(args: Args) -> Outcome {
     let drop_after = args.drop_after.map(Duration::try_from_secs_f64).transpose();
     let drop_after = drop_after.map_err(|e| Failure::new(code::USAGE, anyhow::Error::from(e)))?;
     let options = SpeakOptions {
+        trust: trust(args.ca.as_deref(), None)?,
         mode,
         drop_after,
-        key: args.key.clone(),
+        key: args.api_key.clone(),
         result_timeout: Duration::from_secs(args.timeout),
         ..SpeakOptions::new(args.url.clone(), args.from.clone(), args.to.clone())
     };

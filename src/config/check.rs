@@ -107,6 +107,34 @@ const RULES: &[Rule] = &[
         wanted: "a loopback address, or server.allow_remote = true to let other machines in",
     },
     Rule {
+        keys: ["tls.cert", "tls.key"],
+        agree: |c| c.tls.cert.is_some() == c.tls.key.is_some(),
+        wanted: "both or neither",
+    },
+    Rule {
+        keys: ["tls.node_cert", "tls.node_key"],
+        agree: |c| c.tls.node_cert.is_some() == c.tls.node_key.is_some(),
+        wanted: "both or neither",
+    },
+    Rule {
+        keys: ["tls.node_cert", "server.node_listen"],
+        agree: |c| c.tls.node_cert.is_none() || c.server.node_listen.is_some(),
+        wanted: "only with an address of their own for nodes",
+    },
+    Rule {
+        keys: ["tls.node_client_ca", "server.node_listen"],
+        agree: |c| c.tls.node_client_ca.is_none() || c.server.node_listen.is_some(),
+        wanted: "only with an address of their own for nodes, or sessions would need one too",
+    },
+    Rule {
+        keys: ["tls.node_client_ca", "tls.cert"],
+        agree: |c| {
+            let shown = c.tls.cert.is_some() || c.tls.node_cert.is_some();
+            c.tls.node_client_ca.is_none() || shown
+        },
+        wanted: "only with a certificate of the server, in tls.cert or tls.node_cert",
+    },
+    Rule {
         keys: ["transport.node_outbox_bytes_max", "transport.session_message_bytes_max"],
         agree: |c| c.transport.node_outbox_bytes_max >= c.transport.session_message_bytes_max,
         wanted: "at least as much, or a session's message could never reach a node",
@@ -227,6 +255,23 @@ pub(super) fn is_host_port(text: &str) -> bool {
         && host.chars().all(name)
         && port.chars().all(|c| c.is_ascii_digit())
         && port.parse::<u16>().is_ok()
+}
+
+/// Whether a text is an origin as a browser writes it: no path, and no port that is the scheme's.
+pub(super) fn is_origin(text: &str) -> bool {
+    let Some((scheme, place)) = text.split_once("://") else { return false };
+    let usual = match scheme.to_ascii_lowercase().as_str() {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "",
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let host = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '?' | '#' | '@' | ',' | '*');
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(word)
+        && !place.is_empty()
+        && place.chars().all(host)
+        && (usual.is_empty() || !place.ends_with(usual))
 }
 
 /// Whether a text can filter the log. A bare word must be a level: as a target it would silence all
@@ -525,7 +570,7 @@ pub(super) fn variable(section: &str, key: &str) -> String {
     format!("{VARIABLE_PREFIX}{section}_{key}").to_ascii_uppercase()
 }
 
-/// The value of `section.key` as it would be written.
+/// The value of `section.key` as it would be written; `unset` if there is none.
 fn shown(config: &mut Config, path: &str) -> String {
     let mut text = String::new();
     for section in config.sections() {
@@ -536,7 +581,7 @@ fn shown(config: &mut Config, path: &str) -> String {
             }
         });
     }
-    text
+    if text.is_empty() { "unset".to_owned() } else { text }
 }
 
 /// What was probably meant by an unknown key: its name in the system it came from, or the nearest

@@ -31,6 +31,8 @@ pub struct Config {
     pub server: Server,
     /// Connections and their bounds.
     pub transport: Transport,
+    /// Certificates.
+    pub tls: Tls,
     /// Who has to show a key.
     pub auth: Auth,
     /// Cutting speech into utterances.
@@ -99,10 +101,11 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 11] {
+    fn sections(&mut self) -> [&mut dyn Section; 12] {
         let Self {
             server,
             transport,
+            tls,
             auth,
             segmenter,
             session,
@@ -115,7 +118,7 @@ impl Config {
             pools: _,
             tenants: _,
         } = self;
-        [server, transport, auth, segmenter, session, room, tenant, job, node, store, log]
+        [server, transport, tls, auth, segmenter, session, room, tenant, job, node, store, log]
     }
 }
 
@@ -183,6 +186,8 @@ const TENANT_NAME: Allowed =
     Text("1 to 128 bytes that are not all blank; not `other`", check::is_tenant_name);
 const PAIRS: Allowed = List("one or more of \"zh:en\", \"*:en\", \"zh:*\", \"*:*\"", 1, |_| true);
 const NAMES: Allowed = List("names that are not empty", 0, |name| !name.trim().is_empty());
+const ORIGINS: Allowed =
+    List("as browsers write them: \"https://HOST\" or \"https://HOST:PORT\"", 0, check::is_origin);
 
 section! {
     /// Where the service is reached, where it keeps its data, and how it goes.
@@ -208,7 +213,8 @@ section! {
     Transport in "transport" {
         /// Open connections of all kinds; further ones are refused.
         connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
-        /// Time a new connection has for its HTTP request head.
+        /// Time a new connection has for its HTTP request head, and before that as much again for
+        /// the TLS handshake.
         header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS);
         /// Time a new WebSocket has for the message that says who it is.
         first_message_timeout_ms: u64 = 10_000, "ms", from_to(1, 10 * MINUTE_MS);
@@ -235,6 +241,27 @@ section! {
         pong_timeout_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a write may stand still before the connection is given up.
         write_progress_timeout_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
+        /// Origins whose pages may use the service; empty allows all. Only browsers say an origin:
+        /// this keeps strange pages from using what their visitor can reach, and nobody else out.
+        allowed_origins: Vec<String> = Vec::new(), "none", ORIGINS;
+    }
+}
+
+section! {
+    /// Certificates, in PEM files that are read at the start and on request. A listener that has
+    /// one speaks TLS 1.3 and 1.2 and nothing else, one that has none is plain.
+    Tls in "tls" {
+        /// Certificate chain of both listeners, the server's own certificate first.
+        cert: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// The private key that belongs to it.
+        key: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// Certificate chain of `server.node_listen`, if it is to have another.
+        node_cert: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// The private key that belongs to that.
+        node_key: Option<PathBuf> = None, "none", NOT_EMPTY;
+        /// Certificates of the authorities of the nodes: who has none from them is turned away on
+        /// `server.node_listen`.
+        node_client_ca: Option<PathBuf> = None, "none", NOT_EMPTY;
     }
 }
 

@@ -145,10 +145,18 @@ impl Given {
         }
     }
 
-    /// The value as a list of texts.
+    /// The value as a list of texts; a variable has them split by commas.
     pub(super) fn texts(&self) -> Option<Vec<String>> {
-        let Self::List(items) = self else { return None };
-        items.iter().map(|item| item.given.text().map(str::to_owned)).collect()
+        match self {
+            Self::List(items) => {
+                items.iter().map(|item| item.given.text().map(str::to_owned)).collect()
+            }
+            Self::Variable(text) => {
+                let parts = text.split(',').map(|part| part.trim().to_owned());
+                Some(parts.filter(|part| !part.is_empty()).collect())
+            }
+            _ => None,
+        }
     }
 }
 

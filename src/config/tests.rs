@@ -177,8 +177,8 @@ messages_per_second = "some"
 
 /// What is told of it; an indented line goes on with the one before.
 const TOLD: &str = r#"
-top: no such section, allowed: server, transport, auth, segmenter, session, room, tenant, job, node,
-    store, log, pools, tenants (line 1)
+top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant, job,
+    node, store, log, pools, tenants (line 1)
 server.listen: not accepted, given "nowhere", allowed: text (HOST:PORT, such as 127.0.0.1:5010,
     [::1]:5010 or localhost:0) (line 4)
 server.port: no such setting, given 5_010, here it is server.listen (line 5)
@@ -203,8 +203,8 @@ node.slots_default: contradicts node.slots_max, given 8 against 4, allowed: at m
 log.level: not accepted, given "inof", allowed: text (levels off, error, warn, info, debug, trace,
     or TARGET=LEVEL, split by commas) (line 30)
 sesion: no such section, did you mean session (line 32)
-scheduler: no such section, allowed: server, transport, auth, segmenter, session, room, tenant, job,
-    node, store, log, pools, tenants (line 35)
+scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant,
+    job, node, store, log, pools, tenants (line 35)
 scheduler.job_timeout.pending_timeout_seconds: no such setting, given 10, here it is
     job.pending_ms (line 36)
 pools[0].name: not accepted, given "a b", allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 40)
@@ -508,4 +508,57 @@ fn foreign_keys_lead_to_settings_that_exist() {
         assert!(ours.is_empty() || known.contains(*ours), "{foreign} leads to {ours}");
         assert!(!note.is_empty(), "{foreign} has no note");
     }
+}
+
+#[test]
+fn certificates_come_with_their_keys_and_where_they_have_a_use() {
+    let of = |text: &str| faults(text, &[]);
+    let alone = of("[tls]\ncert = \"c\"\n");
+    assert_eq!(alone.len(), 1, "{alone:#?}");
+    let begins = "tls.cert: contradicts tls.key, given \"c\" against unset, allowed: both or";
+    assert!(alone[0].starts_with(begins), "{alone:#?}");
+    assert!(of("[tls]\nnode_key = \"k\"\n")[0].starts_with("tls.node_cert: contradicts"));
+    let pair = "[tls]\ncert = \"c\"\nkey = \"k\"\n";
+    assert_eq!(of(pair), [] as [String; 0]);
+    // Sessions would have to show a certificate too.
+    let shared = of(&format!("{pair}node_client_ca = \"ca\"\n"));
+    assert_eq!(shared.len(), 1, "{shared:#?}");
+    assert!(shared[0].starts_with("tls.node_client_ca: contradicts server.node_listen"));
+    let apart = "[server]\nnode_listen = \"127.0.0.1:0\"\n";
+    assert_eq!(of(&format!("{apart}{pair}node_client_ca = \"ca\"\n")), [] as [String; 0]);
+    let plain = of(&format!("{apart}[tls]\nnode_client_ca = \"ca\"\n"));
+    assert!(plain[0].starts_with("tls.node_client_ca: contradicts tls.cert"), "{plain:#?}");
+    let own = "[tls]\nnode_cert = \"c\"\nnode_key = \"k\"\n";
+    assert!(of(own)[0].starts_with("tls.node_cert: contradicts server.node_listen"));
+    assert_eq!(of(&format!("{apart}{own}node_client_ca = \"ca\"\n")), [] as [String; 0]);
+}
+
+#[test]
+fn an_origin_is_written_as_browsers_write_it() {
+    for origin in ["https://a.example", "HTTP://localhost:8080", "http://[::1]:1", "app://talk"] {
+        assert!(check::is_origin(origin), "{origin}");
+    }
+    for other in [
+        "",
+        "null",
+        "a.example",
+        "https://",
+        "://a.example",
+        "https://a.example/",
+        "https://a.example/page",
+        "https://*.example",
+        "https://a b",
+        "https://me@a.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://ä.example",
+    ] {
+        assert!(!check::is_origin(other), "{other}");
+    }
+    let listed = [("UTTERD_TRANSPORT_ALLOWED_ORIGINS", "https://a.example, http://localhost:1")];
+    let config = Config::parse("", env(&listed)).unwrap();
+    assert_eq!(config.transport.allowed_origins, ["https://a.example", "http://localhost:1"]);
+    let none = [("UTTERD_TRANSPORT_ALLOWED_ORIGINS", "")];
+    let text = "[transport]\nallowed_origins = [\"https://a.example\"]\n";
+    assert_eq!(Config::parse(text, env(&none)).unwrap(), Config::default());
 }

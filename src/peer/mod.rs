@@ -5,6 +5,7 @@
 //! unseen.
 
 pub mod command;
+pub mod dial;
 pub mod engine;
 pub mod load;
 pub mod node;

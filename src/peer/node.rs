@@ -16,14 +16,15 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::answer::{Failure, job_result};
+use super::dial::Trust;
 use super::engine::{Engine, EngineError, JobInput, JobOutput, Partial, Progress};
 use super::machine::Machine;
 use super::unacked::Unacked;
-use super::wire::{self, Action, Assign, Attempt, Ident, Instruction, Socket, ToNode, merge};
+use super::wire::{self, Action, Assign, Attempt, Dial, Ident, Instruction, Socket, ToNode, merge};
 
 /// Jobs that may wait for each one that runs.
 const WAITING_PER_RUNNING: usize = 4;
@@ -45,6 +46,8 @@ pub struct NodeOptions {
     pub url: String,
     /// Shown to the scheduler, if it asks for one.
     pub key: Option<String>,
+    /// Certificates, for a `wss://` address.
+    pub trust: Trust,
     /// Name to ask for; without one the scheduler chooses, and its choice is kept until the process
     /// ends.
     pub node_id: Option<String>,
@@ -70,6 +73,7 @@ impl NodeOptions {
         Self {
             url: url.into(),
             key: None,
+            trust: Trust::default(),
             node_id: None,
             capacity: 1,
             engine: Arc::new(engine),
@@ -149,12 +153,12 @@ pub async fn run(
     if options.capacity == 0 {
         return Err(NodeError::NoCapacity);
     }
-    let request = wire::request(&options.url, options.key.as_deref())
+    let dial = Dial::to(&options.url, &options.trust, options.key.as_deref())
         .map_err(|e| NodeError::Address { url: options.url.clone(), source: Box::new(e) })?;
     let mut agent = Agent::new(options, events);
     {
         let mut shutdown = pin!(shutdown);
-        let mut life = Box::pin(agent.live(request));
+        let mut life = Box::pin(agent.live(dial));
         tokio::select! {
             never = &mut life => match never {},
             _ = &mut shutdown => {}
@@ -247,11 +251,11 @@ impl Agent {
         }
     }
 
-    async fn live(&mut self, request: Request) -> Never {
+    async fn live(&mut self, dial: Dial) -> Never {
         let mut failures = 0;
         loop {
             self.registered = false;
-            let reason = match self.meanwhile(open(&request)).await {
+            let reason = match self.meanwhile(open(&dial)).await {
                 Ok(socket) => {
                     self.socket = Some(socket);
                     self.serve().await
@@ -593,9 +597,9 @@ impl Agent {
     }
 }
 
-async fn open(request: &Request) -> Result<Socket, Ended> {
-    let dial = wire::connect(request.clone());
-    let socket = tokio::time::timeout(CONNECT_TIME, dial).await;
+async fn open(dial: &Dial) -> Result<Socket, Ended> {
+    let opening = dial.open(WebSocketConfig::default());
+    let socket = tokio::time::timeout(CONNECT_TIME, opening).await;
     let socket = socket.map_err(|_| "no connection in time".to_owned())?;
     socket.map_err(|e| e.to_string())
 }

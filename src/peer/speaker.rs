@@ -13,15 +13,19 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use self::outgoing::{Known, Outgoing};
 use self::resume::{Claim, Numbered};
+use super::dial::Trust;
 use super::wav::{self, RATE_HZ};
-use super::wire::{self, Opened, Socket, ToSpeaker, Translation};
+use super::wire::{self, Dial, Opened, Socket, ToSpeaker, Translation};
 
 /// Time for the connection, the acknowledgement of the session, and that of its end.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Longest time for an old connection to end.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
 /// How often a speaker says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Silence of a scheduler, which pings and answers heartbeats, after which it is taken for gone.
@@ -48,6 +52,8 @@ pub struct SpeakOptions {
     pub url: String,
     /// Shown to the scheduler, if it asks for one.
     pub key: Option<String>,
+    /// Certificates, for a `wss://` address.
+    pub trust: Trust,
     /// Language spoken, or `auto`.
     pub src: String,
     /// Language wanted.
@@ -72,6 +78,7 @@ impl SpeakOptions {
         Self {
             url: url.into(),
             key: None,
+            trust: Trust::default(),
             src: src.into(),
             tgt: tgt.into(),
             mode: Mode::Chunks { realtime: true },
@@ -269,12 +276,15 @@ pub async fn speak(
 ) -> Result<Spoken, SpeakError> {
     let url = options.url.clone();
     let fault = |e| SpeakError::Socket { url: url.clone(), source: Box::new(e) };
-    let request = wire::request(&options.url, options.key.as_deref()).map_err(fault)?;
-    let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
-    let socket = dial.map_err(|_| SpeakError::NoAnswer("connection"))?.map_err(fault)?;
+    let key = options.key.as_deref();
+    let dial = Dial::to(&options.url, &options.trust, key).map_err(fault)?;
+    let opening = dial.open(WebSocketConfig::default());
+    let opened = tokio::time::timeout(HANDSHAKE_TIME, opening).await;
+    let socket = opened.map_err(|_| SpeakError::NoAnswer("connection"))?.map_err(fault)?;
     let mut call = Call {
         outgoing: Outgoing::new(pcm, &options),
         options,
+        dial,
         socket,
         on_event,
         known: Known::default(),
@@ -318,6 +328,7 @@ impl SpeakError {
 
 struct Call<F> {
     options: SpeakOptions,
+    dial: Dial,
     socket: Socket,
     on_event: F,
     outgoing: Outgoing,

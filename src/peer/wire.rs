@@ -5,16 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::http::header::AUTHORIZATION;
-use tokio_tungstenite::tungstenite::{self, Error as WsError, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Error as WsError, Message, error::UrlError};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+use super::dial::{Stream, Trust};
 
 /// A connection this side opened.
-pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(super) type Socket = WebSocketStream<Stream>;
 
 /// What a scheduler says to a node.
 #[derive(Debug, Deserialize)]
@@ -265,26 +267,45 @@ pub(super) fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// Says where to connect; an address nobody can dial is an error now and not at every attempt.
-/// With a key, it is shown.
-pub(super) fn request(url: &str, key: Option<&str>) -> Result<Request, WsError> {
-    let mut request = url.into_client_request()?;
-    if let Some(key) = key {
-        let mut value = HeaderValue::try_from(format!("Bearer {key}"))
-            .map_err(tungstenite::http::Error::from)?;
-        value.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, value);
-    }
-    match request.uri().scheme_str() {
-        Some("ws") => Ok(request),
-        _ => Err(WsError::Url(tungstenite::error::UrlError::UnsupportedUrlScheme)),
-    }
+/// Where to connect, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Dial {
+    request: Request,
+    /// `HOST:PORT`.
+    authority: String,
+    encrypted: bool,
+    trust: Trust,
 }
 
-/// Opens a socket.
-pub(super) async fn connect(request: Request) -> Result<Socket, WsError> {
-    let dial = tokio_tungstenite::connect_async_with_config(request, None, true);
-    Ok(Box::pin(dial).await?.0)
+impl Dial {
+    /// To a `ws://` or `wss://` address; one that nobody can dial is an error now and not at every
+    /// attempt.
+    /// With a key, it is shown.
+    pub(super) fn to(url: &str, trust: &Trust, key: Option<&str>) -> Result<Self, WsError> {
+        let mut request = url.into_client_request()?;
+        if let Some(key) = key {
+            let value = HeaderValue::try_from(format!("Bearer {key}"));
+            let mut value = value.map_err(tungstenite::http::Error::from)?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        let (encrypted, usual) = match request.uri().scheme_str() {
+            Some("ws") => (false, 80),
+            Some("wss") if trust.is_some() => (true, 443),
+            Some("wss") => return Err(Trust::missing().into()),
+            _ => return Err(WsError::Url(UrlError::UnsupportedUrlScheme)),
+        };
+        let host = request.uri().host().ok_or(WsError::Url(UrlError::NoHostName))?;
+        let authority = format!("{host}:{}", request.uri().port_u16().unwrap_or(usual));
+        Ok(Self { request, authority, encrypted, trust: trust.clone() })
+    }
+
+    /// Opens a socket.
+    pub(super) async fn open(&self, config: WebSocketConfig) -> Result<Socket, WsError> {
+        let stream = Box::pin(self.trust.connect(&self.authority, self.encrypted)).await?;
+        let upgrade = client_async_with_config(self.request.clone(), stream, Some(config));
+        Ok(Box::pin(upgrade).await?.0)
+    }
 }
 
 /// The text of a message; peers may send JSON in binary frames too.
@@ -325,9 +346,12 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_websocket_addresses_can_be_dialled() {
-        assert!(request("ws://127.0.0.1:1/ws/node", None).is_ok());
-        assert!(request("http://127.0.0.1:1/", None).is_err());
-        assert!(request("not an address", None).is_err());
+    fn only_websocket_addresses_can_be_dialled_and_encrypted_ones_with_certificates() {
+        let dial = |url| Dial::to(url, &Trust::default(), None);
+        assert_eq!(dial("ws://127.0.0.1:1/ws/node").unwrap().authority, "127.0.0.1:1");
+        assert_eq!(dial("ws://[::1]/ws/node").unwrap().authority, "[::1]:80");
+        assert!(dial("wss://127.0.0.1:1/ws/node").is_err());
+        assert!(dial("http://127.0.0.1:1/").is_err());
+        assert!(dial("not an address").is_err());
     }
 }

@@ -5,6 +5,7 @@
 //! given inputs and the time.
 
 mod awaited;
+mod certificates;
 mod clock;
 mod control;
 mod credentials;
@@ -31,12 +32,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+pub use certificates::check_certificates;
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use rooms::room_json;
 pub use routes::explain_ended;
 
-use crate::config::{Config, DRAIN_MS_MAX};
+use crate::config::{Config, DRAIN_MS_MAX, Faults};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
@@ -44,7 +46,7 @@ use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
 use crate::tenant::{Accounts, Admission, Pairings};
-use crate::transport::{House, HttpLimits, Listen, serve};
+use crate::transport::{Entrance, House, HttpLimits, Listen, Side, Tls, serve};
 use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
@@ -69,6 +71,9 @@ pub enum StartError {
         /// What is wrong.
         source: std::io::Error,
     },
+    /// Certificates cannot be used.
+    #[error("the certificates have faults:\n{0}")]
+    Certificates(Faults),
     /// The data directory cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -178,6 +183,7 @@ impl Server {
     pub async fn start_with(config: Config, handed: Handed) -> Result<Server, StartError> {
         let (listen, node_listen) = (config.server.listen.clone(), &config.server.node_listen);
         let apart = handed.node.is_some() || node_listen.is_some();
+        let tls = Tls::load(config.tls.clone()).map_err(StartError::Certificates)?;
         // Before the store: the directory of a server that runs already is not touched.
         let (first, mut second) = match apart {
             true => (
@@ -188,7 +194,8 @@ impl Server {
         };
         let opened = open_store(&config)?;
         let secret = open_secret(&config)?;
-        let mut server = Self::begin(config, opened, (Clock::new(), secret), first.addr);
+        let made = (Clock::new(), secret, tls);
+        let mut server = Self::begin(config, opened, made, first.addr);
         server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
         if let Some((handed, listen)) = second.take() {
             match Listener::open(handed, listen).await {
@@ -208,12 +215,12 @@ impl Server {
         Ok(server)
     }
 
-    /// The same over what is open already. The configuration's addresses and data directory are
-    /// not looked at.
+    /// The same over what is open already. The configuration's addresses, certificates and data
+    /// directory are not looked at.
     pub async fn start_on<L: Listen>(config: Config, opened: Opened<L>) -> Server {
         let Opened { listener, addr, store, unix_ms, secret } = opened;
         let clock = Clock::starting_at(unix_ms);
-        let mut server = Self::begin(config, store, (clock, secret), addr);
+        let mut server = Self::begin(config, store, (clock, secret, Tls::none()), addr);
         server.accept(Listener { tcp: listener, addr, handed: false }, Serves::Everyone);
         server.begun();
         server
@@ -223,11 +230,10 @@ impl Server {
     fn begin(
         config: Config,
         store: Option<(Store, Recovered)>,
-        (clock, secret): (Clock, [u8; 32]),
+        made: Made,
         addr: SocketAddr,
     ) -> Server {
-        let (shared, publisher, (commands, inbox), recovered) =
-            assemble(config, store, (clock, secret));
+        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, made);
         let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
@@ -250,10 +256,14 @@ impl Server {
             header_timeout: Duration::from_millis(self.shared.config.transport.header_timeout_ms),
             ..HttpLimits::default()
         };
+        let side = if serves == Serves::Nodes { Side::Nodes } else { Side::Sessions };
+        let tls = self.shared.tls.door(side, &self.shared.metrics);
+        let encrypted = tls.is_some();
         let (stop, stopped) = oneshot::channel::<()>();
         let routes = Arc::new(Routes::new(Arc::clone(&self.shared), serves));
-        let accepting = tokio::spawn(serve(tcp, routes, self.house.clone(), limits, stopped));
-        info!(%addr, handed, ?serves, "accepting connections");
+        let entrance = Entrance { house: self.house.clone(), limits, tls };
+        let accepting = tokio::spawn(serve(tcp, routes, entrance, stopped));
+        info!(%addr, handed, ?serves, encrypted, "accepting connections");
         self.doors.push(Door { handed, stop, accepting });
     }
 
@@ -270,6 +280,13 @@ impl Server {
     /// Its clock, which tests move.
     pub fn clock(&self) -> Arc<Clock> {
         Arc::clone(&self.shared.clock)
+    }
+
+    /// Reads the files of certificates again, for the connections to come; those there are go on.
+    /// Fails with all that is wrong with the files: the old certificates stay then. Without any it
+    /// does nothing.
+    pub async fn reload_certificates(&self) -> Result<(), Faults> {
+        certificates::reload(&self.shared).await
     }
 
     /// Stops in good order: takes no new sessions and no speech that begins now, lets unfinished
@@ -380,6 +397,8 @@ fn open_secret(config: &Config) -> Result<[u8; 32], StartError> {
     secret.map_err(|source| StartError::Secret { dir: config.server.data.clone(), source })
 }
 
+/// What is made anew at each start.
+type Made = (Clock, [u8; 32], Tls);
 type Assembled = (Arc<Shared>, Publisher, Inboxes, Option<Recovered>);
 /// What the control task and the task of the rooms are told.
 type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
@@ -387,7 +406,7 @@ type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
 fn assemble(
     config: Config,
     store: Option<(Store, Recovered)>,
-    (clock, secret): (Clock, [u8; 32]),
+    (clock, secret, tls): Made,
 ) -> Assembled {
     let (store, mut recovered) = store.unzip();
     let rows = recovered.as_mut().map(|r| std::mem::take(&mut r.keys)).unwrap_or_default();
@@ -426,6 +445,7 @@ fn assemble(
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        tls: Arc::new(tls),
         awaited: Default::default(),
         control,
         keys,

@@ -20,7 +20,7 @@ use super::credentials::Admitted;
 use super::node::NodeTask;
 use super::session::SessionTask;
 use super::shared::{Command, Shared, read_store};
-use crate::config::Pool;
+use crate::config::{self, Pool};
 use crate::node::{Node, State};
 use crate::protocol::node::ServiceType;
 use crate::protocol::{JobId, NodeId, limits};
@@ -119,6 +119,7 @@ impl Routes {
                 }
             }
             (&Method::POST, ["api", "v1", "nodes", id, "pairing-codes"]) => self.pairing_code(id),
+            (&Method::POST, ["api", "v1", "tls", "reload"]) => self.reload_certificates().await,
             (&Method::POST, ["api", "v1", "nodes", id, "drain"]) => self.move_node(id, Node::drain),
             (&Method::POST, ["api", "v1", "nodes", id, "undrain"]) => {
                 self.move_node(id, |node| node.undrain(self.shared.now()))
@@ -527,8 +528,27 @@ impl Routes {
 
 impl Service for Routes {
     async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        if let Some(origin) = strange_origin(&request, &self.shared.config.transport) {
+            debug!(%peer, ?origin, "an origin that is not allowed");
+            self.shared.metrics.origins_refused.inc();
+            return fault(StatusCode::FORBIDDEN, "this origin is not allowed");
+        }
         self.route(request, peer).await
     }
+}
+
+/// The origin that a request names and that is not allowed. Who names none is no browser, or its
+/// page comes from here.
+fn strange_origin<'a, B>(
+    request: &'a Request<B>,
+    config: &config::Transport,
+) -> Option<&'a header::HeaderValue> {
+    let allowed = &config.allowed_origins;
+    let known = |origin: &&header::HeaderValue| {
+        allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    };
+    let mut named = request.headers().get_all(header::ORIGIN).iter();
+    named.find(|origin| !allowed.is_empty() && !known(origin))
 }
 
 /// Agrees to a WebSocket and gives it to a task of its own, or answers why not.

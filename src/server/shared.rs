@@ -26,7 +26,7 @@ use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
 use crate::tenant::{Account, Denied, Keys, Pairings};
-use crate::transport::{Connection, Outbox};
+use crate::transport::{Connection, Outbox, Tls};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
 const PROGRESS_MAX: usize = 1_024;
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Certificates of the listeners.
+    pub(super) tls: Arc<Tls>,
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,

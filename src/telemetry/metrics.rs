@@ -77,6 +77,12 @@ metrics! {
         "Connections ended, by socket and cause.";
     gauges connections = "utterd_connections" ["socket"]
         "Connections open now, by socket.";
+    counters tls_failures = "utterd_tls_handshakes_failed_total" ["why"]
+        "TLS handshakes that came to nothing: `refused`, or `late`.";
+    counters tls_reloads = "utterd_tls_reloads_total" ["outcome"]
+        "Times that certificates were read again: `done`, or `refused` for faults in the files.";
+    counter origins_refused = "utterd_origins_refused_total"
+        "Requests refused for the origin that their browser named.";
     gauge sessions = "utterd_sessions"
         "Sessions open now.";
     counter sessions_opened = "utterd_sessions_opened_total"

@@ -1,4 +1,4 @@
-//! The accept loop, HTTP/1.1, and the step from there to a WebSocket.
+//! The accept loop, TLS where a listener has it, HTTP/1.1, and the step from there to a WebSocket.
 //!
 //! A socket is counted from `accept` until it is closed, whatever becomes of it in between: the
 //! count lives inside the socket itself, so nobody can forget to carry it along.
@@ -30,6 +30,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
 use super::listen::Listen;
 use super::socket::WebSocket;
+use super::tls::TlsDoor;
 use super::websocket::{Limits, server_socket};
 
 /// Every answer is whole before it is sent.
@@ -57,7 +58,8 @@ pub trait Service: Send + Sync + 'static {
 /// What HTTP peers may take before they have shown who they are.
 #[derive(Debug, Clone)]
 pub struct HttpLimits {
-    /// From the first moment, or from the last answer, until the end of a request's headers.
+    /// From the first moment, or from the last answer, until the end of a request's headers. As
+    /// much is given to the TLS handshake before that.
     pub header_timeout: Duration,
     /// Headers in one request; browsers send about 20. Beyond it: 431.
     pub headers_max: usize,
@@ -83,17 +85,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const FULL_HOUSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
     retry-after: 1\r\ncontent-length: 0\r\n\r\n";
 
+/// How those who come to a listener are let in.
+#[derive(Clone)]
+pub struct Entrance {
+    /// Counts them. Several listeners may share one, and with it one bound.
+    pub house: House,
+    /// How long they may take.
+    pub limits: HttpLimits,
+    /// With whom they shake hands first; none where they speak plainly.
+    pub tls: Option<TlsDoor>,
+}
+
 /// Serves connections until `shutdown` resolves, then returns; the listener is closed with that.
 ///
-/// Plain HTTP connections finish the request they are in; WebSockets live on with their owners.
-/// Several listeners may share one house, and with it one bound.
+/// HTTP connections finish the request they are in; WebSockets live on with their owners.
 pub async fn serve<L: Listen, S: Service>(
     listener: L,
     service: Arc<S>,
-    house: House,
-    limits: HttpLimits,
+    entrance: Entrance,
     shutdown: impl Future,
 ) {
+    let Entrance { house, limits, tls } = entrance;
     let mut shutdown = pin!(shutdown);
     // Dropped on return, which is how the connections learn of it.
     let (_running, stopping) = watch::channel(());
@@ -105,8 +117,10 @@ pub async fn serve<L: Listen, S: Service>(
             accepted = accept(&listener) => accepted,
         };
         let Some(permit) = house.admit() else {
-            // Without waiting for the question: it costs one write and no task.
-            let outcome = L::turn_away(tcp, FULL_HOUSE);
+            // Without waiting for the question: it costs one write and no task. Who expects TLS
+            // would not understand it.
+            let words = if tls.is_none() { FULL_HOUSE } else { &[] };
+            let outcome = L::turn_away(tcp, words);
             tracing::debug!(%peer, ?outcome, "too many connections");
             continue;
         };
@@ -114,8 +128,16 @@ pub async fn serve<L: Listen, S: Service>(
             tracing::debug!(%peer, %error, "peer left before it was served");
             continue;
         }
-        let io = TokioIo::new(Admitted { tcp, _permit: permit });
-        tokio::spawn(connection(http.clone(), io, peer, Arc::clone(&service), stopping.clone()));
+        let io = Admitted { tcp, _permit: permit };
+        let (http, service, stopping) = (http.clone(), Arc::clone(&service), stopping.clone());
+        match tls.clone() {
+            None => drop(tokio::spawn(connection(http, io, peer, service, stopping))),
+            Some(door) => drop(tokio::spawn(async move {
+                if let Some(io) = door.shake_hands(io, peer, limits.header_timeout).await {
+                    connection(http, io, peer, service, stopping).await;
+                }
+            })),
+        }
     }
 }
 
@@ -134,7 +156,7 @@ fn http_builder(limits: &HttpLimits) -> http1::Builder {
 /// One connection, from its first byte until it ends or becomes a WebSocket.
 async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Service>(
     http: http1::Builder,
-    io: TokioIo<Admitted<T>>,
+    io: T,
     peer: SocketAddr,
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
@@ -145,7 +167,7 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
         asked.notify_one();
         async move { Ok::<_, Infallible>(service.call(request, peer).await) }
     });
-    let mut exchange = pin!(http.serve_connection(io, answers).with_upgrades());
+    let mut exchange = pin!(http.serve_connection(TokioIo::new(io), answers).with_upgrades());
     let outcome = tokio::select! {
         outcome = &mut exchange => outcome,
         // Whoever was let in is answered once: told to go before the first request, hyper would

@@ -1,4 +1,4 @@
-//! Bytes of one connection: HTTP upgrade, WebSocket life, limits, and a bounded way out.
+//! Bytes of one connection: TLS, HTTP upgrade, WebSocket life, limits, and a bounded way out.
 //!
 //! The owner of a connection pairs a `Connection` (the socket, one task) with an `Outbox` (any
 //! thread) and hears about both through `Connection::next`. Every buffer here has a bound and every
@@ -12,11 +12,15 @@ mod http;
 mod listen;
 mod outbox;
 mod socket;
+mod tls;
 mod websocket;
 
-pub use http::{Agreed, Body, House, HttpLimits, Service, Socket, answer, serve, upgrade};
+pub use http::{
+    Agreed, Body, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade,
+};
 pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use socket::WebSocket;
+pub use tls::{Side, Tls, TlsDoor};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

@@ -10,9 +10,12 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
 use utterd::config::Config;
 use utterd::server::Server;
 
@@ -222,10 +225,21 @@ pub async fn http_with(
     headers: &str,
     body: &str,
 ) -> (u16, String) {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    http_over(stream, method, path, headers, body).await
+}
+
+/// The same over an open stream.
+pub async fn http_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n{headers}\
+        "{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{headers}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -238,20 +252,34 @@ pub async fn http_with(
     (status, body.to_owned())
 }
 
+/// What a WebSocket may run over.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
 /// One end of a WebSocket, JSON in and out.
 pub struct Peer {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: WebSocketStream<Box<dyn Wire>>,
     /// Messages read while another was waited for.
     seen: Vec<Value>,
 }
 
 impl Peer {
     pub async fn connect(addr: SocketAddr, path: &str) -> Self {
-        Self::of(connect_async(format!("ws://{addr}{path}")).await.unwrap().0)
+        let stream = TcpStream::connect(addr).await.unwrap();
+        Self::over(stream, path).await.unwrap()
     }
 
-    pub fn of(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
-        Self { socket, seen: Vec::new() }
+    /// Over an open stream.
+    pub async fn over(stream: impl Wire + 'static, path: &str) -> Result<Self, Error> {
+        Self::asking(stream, format!("ws://h{path}").into_client_request()?).await
+    }
+
+    /// With this request, over an open stream.
+    pub async fn asking(stream: impl Wire + 'static, request: Request) -> Result<Self, Error> {
+        let stream: Box<dyn Wire> = Box::new(stream);
+        let (socket, _) = client_async(request, stream).await?;
+        Ok(Self { socket, seen: Vec::new() })
     }
 
     pub async fn send(&mut self, message: Value) {

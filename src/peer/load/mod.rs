@@ -28,7 +28,6 @@ use hdrhistogram::CreationError;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::{self, protocol::WebSocketConfig};
 
 use ledger::Ledger;
@@ -37,7 +36,8 @@ use pace::Schedule;
 use speaker::{Round, Speaker};
 use speech::Speech;
 
-use super::wire::Socket;
+use super::dial::Trust;
+use super::wire::{Dial, Socket};
 
 pub use capacity::{Capacity, Step, find_capacity};
 pub use floor::{Compared, FloorPlan, Ratio, Verdict, compare};
@@ -96,6 +96,9 @@ pub struct Options {
     pub resume: bool,
     /// How long answers are waited for at the end of a round, in milliseconds.
     pub patience_ms: u64,
+    /// Certificates, for a `wss://` address.
+    #[serde(skip)]
+    pub trust: Trust,
 }
 
 impl Default for Options {
@@ -112,6 +115,7 @@ impl Default for Options {
             result_bytes: 0,
             resume: false,
             patience_ms: 10_000,
+            trust: Trust::default(),
         }
     }
 }
@@ -169,8 +173,8 @@ pub struct World {
 }
 
 impl World {
-    /// Connects everybody to the server at `url` (`ws://HOST:PORT`). With `pid`, its process is
-    /// looked at.
+    /// Connects everybody to the server at `url` (`ws://HOST:PORT`, or `wss://`). With `pid`, its
+    /// process is looked at.
     pub async fn open(url: &str, options: &Options, pid: Option<u32>) -> Result<Self, LoadError> {
         check(options)?;
         let connecting = Box::pin(Self::connect(url, options, pid));
@@ -184,7 +188,7 @@ impl World {
         let speech = Arc::new(Speech::new(options.audio_ms, options.mode));
         let mut sessions = Vec::with_capacity(options.sessions);
         for number in 0..options.sessions {
-            sessions.push(Speaker::open(url, number, options.mode, options.resume).await?);
+            sessions.push(Speaker::open(url, number, options).await?);
         }
         let ids: Vec<String> = sessions.iter().map(|session| session.id.clone()).collect();
         let ledger = Arc::new(Ledger::new(&ids)?);
@@ -196,7 +200,7 @@ impl World {
         let mut nodes = JoinSet::new();
         for number in 0..options.nodes {
             let name = format!("load-{:08x}-{number}", fastrand::u32(..));
-            let node = Node::register(url, name, work.clone()).await?;
+            let node = Node::register(url, name, work.clone(), &options.trust).await?;
             nodes.spawn(node.run(Arc::clone(&ledger)));
         }
         let (mut orders, mut speakers) = (Vec::new(), JoinSet::new());
@@ -343,8 +347,7 @@ fn check(options: &Options) -> Result<(), LoadError> {
 }
 
 /// Connects; small messages leave at once.
-async fn dial(url: &str, read_buffer_bytes: usize) -> Result<Socket, LoadError> {
+async fn dial(url: &str, trust: &Trust, read_buffer_bytes: usize) -> Result<Socket, LoadError> {
     let config = WebSocketConfig::default().read_buffer_size(read_buffer_bytes);
-    let dialled = Box::pin(connect_async_with_config(url, Some(config), true)).await?;
-    Ok(dialled.0)
+    Ok(Dial::to(url, trust, None)?.open(config).await?)
 }

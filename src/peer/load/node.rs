@@ -17,6 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use super::ledger::Ledger;
 use super::speech::proof_of;
 use super::{LoadError, dial, head};
+use crate::peer::dial::Trust;
 use crate::peer::wire::Socket;
 
 /// Read buffer of one node's connection, in bytes.
@@ -53,8 +54,13 @@ struct Later {
 
 impl Node {
     /// Registers, and waits until that is acknowledged.
-    pub(super) async fn register(url: &str, name: String, work: Work) -> Result<Self, LoadError> {
-        let mut socket = dial(&format!("{url}/ws/node"), READ_BUFFER_BYTES).await?;
+    pub(super) async fn register(
+        url: &str,
+        name: String,
+        work: Work,
+        trust: &Trust,
+    ) -> Result<Self, LoadError> {
+        let mut socket = dial(&format!("{url}/ws/node"), trust, READ_BUFFER_BYTES).await?;
         let hello = report("node_register", &name, work.slots);
         socket.send(Message::text(hello)).await?;
         while let Some(message) = socket.next().await {

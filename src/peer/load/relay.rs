@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 
 use super::head;
 use crate::transport::{
-    Body, Connection, Event, Frame, House, HttpLimits, Limits, Outbox, Service, answer, serve,
-    upgrade,
+    Body, Connection, Entrance, Event, Frame, House, HttpLimits, Limits, Outbox, Service, answer,
+    serve, upgrade,
 };
 
 /// Sockets open at once.
@@ -64,7 +64,8 @@ impl Relay {
     pub async fn run(self, stop: impl Future) {
         let board = Arc::new(Switchboard::default());
         let house = House::new(CONNECTIONS_MAX);
-        serve(self.listener, board, house, HttpLimits::default(), stop).await;
+        let entrance = Entrance { house, limits: HttpLimits::default(), tls: None };
+        serve(self.listener, board, entrance, stop).await;
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use super::ledger::Ledger;
 use super::pace::Schedule;
 use super::speech::Speech;
-use super::{LoadError, Mode, dial, head};
+use super::{LoadError, Mode, Options, dial, head};
 use crate::peer::wire::Socket;
 
 /// Read buffer of one session's connection, in bytes.
@@ -46,15 +46,15 @@ impl Speaker {
     pub(super) async fn open(
         url: &str,
         number: usize,
-        mode: Mode,
-        resume: bool,
+        options: &Options,
     ) -> Result<Self, LoadError> {
-        let mut socket = dial(&format!("{url}/ws/session"), READ_BUFFER_BYTES).await?;
-        let extensions = if resume { vec!["resume"] } else { vec![] };
+        let url = format!("{url}/ws/session");
+        let mut socket = dial(&url, &options.trust, READ_BUFFER_BYTES).await?;
+        let extensions = if options.resume { vec!["resume"] } else { vec![] };
         let mut init = json!({"type": "session_init", "client_version": "load", "platform": "cli",
             "src_lang": "zh", "tgt_lang": "en", "enable_streaming_asr": false,
             "extensions": extensions});
-        if mode == Mode::Chunks {
+        if options.mode == Mode::Chunks {
             init["audio_format"] = json!("pcm16");
             init["sample_rate"] = json!(16_000);
         }

@@ -6,10 +6,11 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::outgoing::Known;
-use super::{Call, HANDSHAKE_TIME, SpeakError, SpeakEvent, read};
-use crate::peer::wire::{self, Opened, Reopened, ToSpeaker};
+use super::{Call, GOODBYE_TIME, HANDSHAKE_TIME, SpeakError, SpeakEvent, read};
+use crate::peer::wire::{Opened, Reopened, ToSpeaker};
 
 /// Wait before the first new connection; it doubles with each that fails.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -84,8 +85,10 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
     /// Connects again until the session goes on, or is not there any more.
     pub(super) async fn come_back(&mut self, why: String) -> Result<(), SpeakError> {
         self.tell(SpeakEvent::Lost { why });
-        if let Err(e) = self.socket.get_mut().shutdown().await {
-            tracing::debug!(error = %e, "the old connection was gone");
+        // Over TLS it says goodbye first, which a peer that does not read holds up.
+        let goodbye = self.socket.get_mut().shutdown();
+        if !matches!(tokio::time::timeout(GOODBYE_TIME, goodbye).await, Ok(Ok(()))) {
+            tracing::debug!("the old connection was gone");
         }
         let Some(claim) = &mut self.claim else { return Err(SpeakError::Closed { open: 0 }) };
         let window = claim.window;
@@ -110,11 +113,10 @@ impl<F: FnMut(SpeakEvent)> Call<F> {
 
     /// Tries once.
     async fn resume(&mut self) -> Result<(), SpeakError> {
-        let request = wire::request(&self.options.url, self.options.key.as_deref())
-            .map_err(|e| self.fault(e))?;
-        let dial = tokio::time::timeout(HANDSHAKE_TIME, wire::connect(request)).await;
-        let dialled = dial.map_err(|_| SpeakError::NoAnswer("connection"))?;
-        self.socket = dialled.map_err(|e| self.fault(e))?;
+        let opening = self.dial.open(WebSocketConfig::default());
+        let opened = tokio::time::timeout(HANDSHAKE_TIME, opening).await;
+        let opened = opened.map_err(|_| SpeakError::NoAnswer("connection"))?;
+        self.socket = opened.map_err(|e| self.fault(e))?;
         let Some(claim) = &mut self.claim else { return Err(SpeakError::Closed { open: 0 }) };
         let resume = json!({
             "type": "session_resume",

@@ -80,7 +80,8 @@ async fn running_in(house: House, limits: HttpLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let serving = tokio::spawn(serve(listener, Arc::new(Echo), house, limits, stopped));
+    let entrance = Entrance { house, limits, tls: None };
+    let serving = tokio::spawn(serve(listener, Arc::new(Echo), entrance, stopped));
     Running { at, stop, serving }
 }
 
