@@ -30,9 +30,9 @@ use world::SECOND_BYTES;
 
 /// Utterances over which a figure is an average: some of what is done is not done for each.
 const EACH: u64 = 100;
-/// Blocks an utterance may ask for, whatever its length: 73, and a tenth.
-const BLOCKS_MAX: u64 = 80;
-/// Bytes it may ask for beside one copy of its audio: 11,843, and a tenth.
+/// Blocks an utterance may ask for, whatever its length: 70, and a tenth.
+const BLOCKS_MAX: u64 = 77;
+/// Bytes it may ask for beside one copy of its audio: 12,112, and a fourteenth.
 const BYTES_BESIDE_AUDIO_MAX: u64 = 13_000;
 /// Bytes by which two averages may differ that should be the same: tables free what left them by
 /// and by, and numbers become longer.
