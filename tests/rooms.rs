@@ -475,3 +475,48 @@ async fn a_turn_of_slices_goes_to_those_who_were_there_when_it_began() {
     assert_eq!(places(&second.hears(1).await), [2]);
     assert_eq!(places(&first.hears(1).await), [2]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_for_listeners_alone_is_done_again_for_them() {
+    const LETTERS: &str = "/api/v1/dead-letters";
+    let server = TestServer::start(|_| {}).await;
+    let mut speaker = Member::open(&server, "en", "es", &[]).await;
+    let code = speaker.create(None).await;
+    let mut listeners = Vec::new();
+    for hears in ["es", "de"] {
+        let mut member = Member::open(&server, "en", hears, &[]).await;
+        member.join(&code, None).await;
+        listeners.push(member);
+    }
+    speaker.sees(3).await;
+    let mut first = server.node("n1", &LANGUAGES).await;
+    speaker.says(0, "en", "es").await;
+    for _ in 0..2 {
+        let job = first.assignment().await;
+        if job["tgt_lang"] == "es" {
+            first.answer(&job, "heard").await;
+        }
+    }
+    assert_eq!(speaker.hears(1).await[0]["text_translated"], "heard!");
+    drop(first);
+    let mut second = server.node("n2", &LANGUAGES).await;
+    second.assignment().await;
+    drop(second);
+    assert_eq!(listeners[1].hears(1).await[0]["type"], "missing_result");
+    let found = server.until(|body| body["dead_letters"] != json!([]), LETTERS).await;
+    let path = format!("{LETTERS}/{}/resend", found["dead_letters"][0]["id"]);
+    assert_eq!(support::http(server.addr(), "POST", &path, "").await.0, 200);
+    let mut third = server.node("n3", &LANGUAGES).await;
+    let job = third.assignment().await;
+    third.answer(&job, "at last").await;
+    let words = listeners[1].hears(1).await;
+    assert_eq!(
+        (&words[0]["text_translated"], &words[0]["late"]),
+        (&json!("at last!"), &json!(true))
+    );
+    speaker.hears_nothing().await;
+    // Nothing of it is left open.
+    let close = json!({"type": "session_close", "session_id": speaker.session});
+    speaker.peer.send(close).await;
+    speaker.peer.expect("session_close_ack").await;
+}

@@ -99,7 +99,7 @@ fn resend(shared: &Arc<Shared>, letter: &DeadLetterRow, audio: Audio) -> Respons
     };
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
     if let Some(session) = session {
-        session.deliver(Mail::Reopened(job.spec.utterance_index, job.id));
+        session.deliver(Mail::Reopened(Arc::clone(&job)));
     }
     perform(shared, &mut effects, now);
     if let Some(store) = &shared.store

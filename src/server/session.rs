@@ -597,9 +597,13 @@ impl SessionTask {
                     }
                     self.input(Input::News(news)).await;
                 }
-                Mail::Reopened(index, job) => {
+                Mail::Reopened(job) => {
                     if let Some(open) = &mut self.open {
-                        open.session.reopened(index, job);
+                        let (index, lang) = (job.spec.utterance_index, job.spec.tgt);
+                        match job.spec.is_primary() {
+                            true => open.session.reopened(index, job.id),
+                            false => open.session.reopened_for_others(index, lang, job.id),
+                        }
                     }
                 }
                 Mail::Replayed { after, frames } => {

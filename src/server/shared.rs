@@ -162,8 +162,8 @@ pub(super) enum Mail {
     News(News),
     /// A job of it settled.
     Settled(Arc<Job>, News),
-    /// An operator had an utterance done again.
-    Reopened(u64, JobId),
+    /// An operator had a job of it done again.
+    Reopened(Arc<Job>),
     /// What was read back of what it is owed behind `after`.
     Replayed { after: u64, frames: Vec<(u64, JobId, Bytes)> },
     /// A frame for its client.

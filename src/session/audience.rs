@@ -113,6 +113,11 @@ impl Lane {
         self.sequencer.open(index);
     }
 
+    fn reopened(&mut self, index: u64, job: JobId) {
+        self.open.insert(index, job);
+        self.sequencer.expect_late(index);
+    }
+
     pub(super) fn gap_over_at(&self) -> Option<u64> {
         self.sequencer.gap_over_at()
     }
@@ -269,8 +274,17 @@ impl Session {
 
     /// The submission of `index` into a further language made a job.
     pub fn submitted_for_others(&mut self, index: u64, lang: Lang, job: JobId) {
+        self.lane(lang).opened(index, job);
+    }
+
+    /// The utterance, which listeners of that language were told of, is done again for them.
+    pub fn reopened_for_others(&mut self, index: u64, lang: Lang, job: JobId) {
+        self.lane(lang).reopened(index, job);
+    }
+
+    fn lane(&mut self, lang: Lang) -> &mut Lane {
         let gap_wait_ms = self.config.result_gap_wait_ms;
-        self.lanes.entry(lang).or_insert_with(|| Lane::new(gap_wait_ms)).opened(index, job);
+        self.lanes.entry(lang).or_insert_with(|| Lane::new(gap_wait_ms))
     }
 
     /// A job for others than the speaker has ended.

@@ -113,7 +113,9 @@ impl Whereabouts {
 
     /// The room, if it has changed since this was last asked.
     pub fn changed(&self) -> Option<Option<Arc<RoomView>>> {
-        self.changed.swap(false, SeqCst).then(|| self.view())
+        // Asked after every message: what is not set is only read.
+        let changed = self.changed.load(SeqCst) && self.changed.swap(false, SeqCst);
+        changed.then(|| self.view())
     }
 
     /// The room.
