@@ -12,6 +12,7 @@ mod credentials;
 mod dead_letters;
 mod delivery;
 mod node;
+mod pages;
 mod perform;
 mod recover;
 mod rooms;
@@ -35,8 +36,8 @@ use tracing::{info, warn};
 pub use certificates::check_certificates;
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
+pub use pages::explain_ended;
 pub use rooms::room_json;
-pub use routes::explain_ended;
 
 use crate::config::{Config, DRAIN_MS_MAX, Faults};
 use crate::job::Scheduler;
