@@ -574,11 +574,12 @@ async fn http_refuses_what_is_not_there() {
         ("POST", "/health"),
         ("DELETE", "/api/v1/nodes/n1"),
         ("PUT", "/api/v1/stats"),
-        ("POST", "/nothing"),
+        ("POST", "/v1/stream"),
         ("POST", "/ws/session"),
     ] {
         assert_eq!(http(addr, method, path, "").await.0, 405, "{method} {path}");
     }
+    assert_eq!(http(addr, "POST", "/nothing", "").await.0, 404);
     let (status, _) = http(addr, "GET", "/ws/session", "").await;
     assert!((400..500).contains(&status), "{status}");
 }

@@ -15,7 +15,7 @@ use crate::peer::dial::Trust;
 use crate::peer::engine::{EchoEngine, Engine};
 use crate::peer::node::{NodeEvent, NodeOptions};
 use crate::peer::speaker::{Mode, SpeakOptions, speak};
-use crate::peer::wav;
+use crate::peer::{voice, wav};
 use crate::server::Server;
 use crate::telemetry::{self, Stage};
 
@@ -104,7 +104,8 @@ async fn utterance(authority: &str) -> anyhow::Result<()> {
         result_timeout: Duration::from_secs(20),
         ..SpeakOptions::new(format!("ws://{authority}/ws/session"), "en", "es")
     };
-    let spoken = speak(wav::sine_speech(UTTERANCE_SECONDS), options, |event| show(&event)).await?;
+    let spoken =
+        speak(voice::sine_speech(UTTERANCE_SECONDS), options, |event| show(&event)).await?;
     let result = spoken.results.first().context("the utterance was not answered")?;
     let (samples, _) = spoken.pcm16();
     let seconds = samples.len() as f64 / f64::from(wav::RATE_HZ);

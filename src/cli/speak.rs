@@ -9,7 +9,7 @@ use super::http::trust;
 use super::{Failure, Outcome, code, runtime, say};
 use crate::config;
 use crate::peer::speaker::{Mode, SpeakEvent, SpeakOptions, Spoken, speak};
-use crate::peer::wav;
+use crate::peer::{voice, wav};
 use crate::telemetry;
 
 /// Longest sound that is made up, in seconds.
@@ -64,7 +64,7 @@ pub(super) fn run(args: Args) -> Outcome {
     let unread = |e| Failure::new(code::USAGE, anyhow::Error::from(e));
     let pcm = match &args.file {
         Some(file) => wav::read_wav(file).map_err(unread)?,
-        None => wav::sine_speech(args.generated.unwrap_or_default().clamp(0.0, GENERATED_MAX)),
+        None => voice::sine_speech(args.generated.unwrap_or_default().clamp(0.0, GENERATED_MAX)),
     };
     let mode = match args.utterance {
         true => Mode::Utterance,

@@ -152,6 +152,11 @@ const RULES: &[Rule] = &[
         wanted: "at least twice as much, or an encoded utterance could never reach a node",
     },
     Rule {
+        keys: ["transport.node_outbox_bytes_max", "gateway.recording_bytes_max"],
+        agree: |c| c.transport.node_outbox_bytes_max / 2 >= c.gateway.recording_bytes_max,
+        wanted: "at least twice as much, or an encoded recording could never reach a node",
+    },
+    Rule {
         keys: ["job.lease_min_ms", "job.lease_max_ms"],
         agree: |c| c.job.lease_min_ms <= c.job.lease_max_ms,
         wanted: "at most as much",

@@ -41,6 +41,8 @@ pub struct Config {
     pub session: Session,
     /// Rooms and their members.
     pub room: Room,
+    /// The public API over HTTP.
+    pub gateway: Gateway,
     /// What a tenant may have that is not listed.
     pub tenant: TenantDefaults,
     /// Units of work and their deadlines.
@@ -101,7 +103,7 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 12] {
+    fn sections(&mut self) -> [&mut dyn Section; 13] {
         let Self {
             server,
             transport,
@@ -110,6 +112,7 @@ impl Config {
             segmenter,
             session,
             room,
+            gateway,
             tenant,
             job,
             node,
@@ -118,7 +121,10 @@ impl Config {
             pools: _,
             tenants: _,
         } = self;
-        [server, transport, tls, auth, segmenter, session, room, tenant, job, node, store, log]
+        [
+            server, transport, tls, auth, segmenter, session, room, gateway, tenant, job, node,
+            store, log,
+        ]
     }
 }
 
@@ -262,6 +268,23 @@ section! {
         /// Certificates of the authorities of the nodes: who has none from them is turned away on
         /// `server.node_listen`.
         node_client_ca: Option<PathBuf> = None, "none", NOT_EMPTY;
+    }
+}
+
+section! {
+    /// The public API: a recording in, its translation out.
+    Gateway in "gateway" {
+        /// Whether it is there.
+        enabled: bool = true, "none", Any;
+        /// Largest recording, as it comes and as it goes to a node.
+        recording_bytes_max: usize = 2_097_152, "bytes", from_to(4 * KIB, 64 * MIB);
+        /// Recordings that are taken in or translated by `POST /v1/speech/translate` at one time;
+        /// each may take up to eight times its bytes of memory.
+        requests_max: usize = 64, "requests", from_to(1, 100_000);
+        /// Time a request has to bring its recording.
+        upload_timeout_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
+        /// Time after which a recording is given up that was not translated.
+        answer_timeout_ms: u64 = 180_000, "ms", from_to(1, HOUR_MS);
     }
 }
 

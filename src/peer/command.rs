@@ -461,6 +461,7 @@ fn elapsed_ms(since: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::voice;
     use super::*;
 
     fn sh(script: &str) -> Vec<String> {
@@ -501,7 +502,7 @@ mod tests {
 
     fn job() -> JobInput {
         JobInput {
-            audio: wav::pcm16_bytes(&wav::sine_speech(0.5)),
+            audio: wav::pcm16_bytes(&voice::sine_speech(0.5)),
             audio_format: "pcm16".to_owned(),
             sample_rate: 16_000,
             src_lang: "en".to_owned(),
@@ -536,7 +537,7 @@ mod tests {
     async fn each_program_gets_the_answer_of_the_one_before() {
         let answer = tempfile::tempdir().unwrap();
         let path = answer.path().join("a.wav");
-        wav::write_wav(&path, &wav::sine_speech(0.25)).unwrap();
+        wav::write_wav(&path, &voice::sine_speech(0.25)).unwrap();
         let asr = "echo \"  {src}: $(wc -c < {wav}) \"; echo bytes";
         let nmt = "tr a-z A-Z; echo '{text}' | tr -d '[:space:]'";
         let tts =
@@ -545,7 +546,7 @@ mod tests {
         let out = process(&engine, &job()).await.unwrap();
         assert_eq!(out.text_asr, "en: 16044 bytes");
         assert_eq!(out.text_translated, "EN: 16044 BYTESen:16044bytes");
-        assert_eq!(wav::pcm16_samples(&out.tts_audio), wav::sine_speech(0.25));
+        assert_eq!(wav::pcm16_samples(&out.tts_audio), voice::sine_speech(0.25));
         assert_eq!(out.tts_format, "pcm16");
         assert_eq!(left_behind(&root), 0);
     }
@@ -554,7 +555,7 @@ mod tests {
     async fn sound_may_come_and_go_through_the_pipes_and_at_another_rate() {
         let answer = tempfile::tempdir().unwrap();
         let path = answer.path().join("a.wav");
-        wav::write_wav(&path, &wav::sine_speech(0.25)).unwrap();
+        wav::write_wav(&path, &voice::sine_speech(0.25)).unwrap();
         let tts = format!("cat {}", path.display());
         let (engine, _root) = engine(config("wc -c", "cat", &tts));
         let half_rate = JobInput { sample_rate: 8_000, ..job() };
@@ -647,7 +648,7 @@ mod tests {
     async fn opus_is_refused_unless_a_program_decodes_it() {
         let answer = tempfile::tempdir().unwrap();
         let path = answer.path().join("a.wav");
-        wav::write_wav(&path, &wav::sine_speech(1.0)).unwrap();
+        wav::write_wav(&path, &voice::sine_speech(1.0)).unwrap();
         let opus = JobInput { audio: b"opus!".to_vec(), audio_format: "opus".to_owned(), ..job() };
         let mut scripts = config("wc -c < {wav}", "cat", "cat");
         let (without, _a) = engine(scripts.clone());

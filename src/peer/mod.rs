@@ -10,10 +10,13 @@ pub mod engine;
 pub mod load;
 pub mod node;
 pub mod speaker;
-pub mod wav;
+pub mod voice;
 
 mod answer;
 mod machine;
 mod program;
 mod unacked;
 mod wire;
+
+/// The same reader of recordings as the gateway has: files are not words of the wire.
+pub use crate::protocol::wav;

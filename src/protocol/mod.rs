@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod audio;
 pub mod error;
+pub mod gateway;
 pub mod hello;
 pub mod ids;
 pub mod job;
@@ -16,6 +17,7 @@ pub mod room;
 mod scan;
 pub mod session;
 mod splice;
+pub mod wav;
 
 pub use error::{DecodeError, ErrorCode};
 pub use ids::{JobId, Lang, NodeId, Pair, RoomCode, SessionId, TurnId};

@@ -13,6 +13,7 @@ use crate::config::{Pool, check_pools};
 use crate::job::{Deadline, Effects, WaitQueue, Wheel};
 use crate::node::pool::Publisher;
 use crate::node::{Node, State};
+use crate::protocol::job::Outcome;
 use crate::store::PoolConfigRow;
 use crate::store::Write;
 use crate::telemetry::Now;
@@ -128,6 +129,9 @@ impl ControlTask {
             let gauge = self.shared.metrics.nodes.with_label_values(&[state.as_str()]);
             gauge.set(counts[state as usize]);
         }
+        let settled = &self.shared.metrics.jobs_settled;
+        let ended = Outcome::ALL.map(|o| settled.with_label_values(&[o.as_str()]).get());
+        self.shared.gateway.pace.look(ended.iter().sum(), now.us);
         if now.us >= self.next_sweep_us {
             self.next_sweep_us = now.us + SWEEP_US;
             credentials::sweep(&self.shared);

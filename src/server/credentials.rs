@@ -288,7 +288,7 @@ impl Routes {
                 Ok(id) => self.change_key(KeyChange::Revoke(id)).await,
                 Err(_) => fault(StatusCode::BAD_REQUEST, "not a key's number"),
             },
-            _ => fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
+            _ => fault(StatusCode::NOT_FOUND, "no such page"),
         }
     }
 

@@ -36,8 +36,7 @@ impl Routes {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         let id = match rest.first().map(|id| id.parse::<u64>()) {
-            None if *method == Method::GET => return list(store, query).await,
-            None => return fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
+            None => return list(store, query).await,
             Some(Ok(id)) => id,
             Some(Err(_)) => return fault(StatusCode::BAD_REQUEST, "not a dead letter's id"),
         };
@@ -66,7 +65,7 @@ impl Routes {
                 }
                 Err(_) => fault(StatusCode::SERVICE_UNAVAILABLE, "the store is behind"),
             },
-            _ => fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
+            _ => fault(StatusCode::NOT_FOUND, "no such page"),
         }
     }
 }

@@ -11,8 +11,10 @@ mod control;
 mod credentials;
 mod dead_letters;
 mod delivery;
+mod gateway;
 mod node;
 mod pages;
+mod paths;
 mod perform;
 mod recover;
 mod rooms;
@@ -37,6 +39,7 @@ pub use certificates::check_certificates;
 pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use pages::explain_ended;
+pub use paths::PATHS;
 pub use rooms::room_json;
 
 use crate::config::{Config, DRAIN_MS_MAX, Faults};
@@ -451,6 +454,7 @@ fn assemble(
         control,
         keys,
         watch: Default::default(),
+        gateway: gateway::Gateway::new(&config.gateway),
         pairings: Pairings::default(),
         rooms,
         rooms_overrun: false.into(),

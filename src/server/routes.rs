@@ -11,13 +11,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::credentials::Admitted;
 use super::node::NodeTask;
+use super::paths::methods_of;
 use super::session::SessionTask;
 use super::shared::{Command, Shared};
 use crate::config::{self, Pool};
@@ -26,14 +26,12 @@ use crate::protocol::{NodeId, limits};
 use crate::store::StoreStats;
 use crate::telemetry::Metrics;
 use crate::tenant::{CODE_MS, KeyKind};
-use crate::transport::{Body, Connection, Limits, Outbox, Service, answer, upgrade};
+use crate::transport::{Body, Connection, Limits, Outbox, Service, Stream, answer, upgrade};
 
 /// Longest request body read, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Rows in one answer.
 pub(super) const ROWS_MAX: usize = 1_000;
-
-type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Answers requests and turns upgrades into connection tasks.
 pub(super) struct Routes {
@@ -56,37 +54,46 @@ impl Routes {
 
     async fn route(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let get = request.method() == Method::GET;
+        // Its answer is that to GET, of which the head alone is sent.
+        if request.method() == Method::HEAD && !request.headers().contains_key(header::UPGRADE) {
+            *request.method_mut() = Method::GET;
+        }
         if path.starts_with("/api/v1/")
             && path != "/api/v1/session-tokens"
             && let Err(refusal) = self.admit_operator(&request, peer)
         {
             return refusal;
         }
+        let Some(methods) = methods_of(&path) else {
+            return fault(StatusCode::NOT_FOUND, "no such page");
+        };
+        if !methods.contains(&request.method().as_str()) {
+            return not_allowed(methods);
+        }
         match path.as_str() {
             "/ws/session" if self.serves != Serves::Nodes => {
                 self.session_socket(&mut request, peer)
             }
             "/ws/node" if self.serves != Serves::Sessions => self.node_socket(&mut request, peer),
-            "/api/v1/session-tokens" if request.method() == Method::POST => {
-                self.session_token(request).await
-            }
-            "/health" if get => answer(StatusCode::OK, "OK"),
-            "/readyz" if get => self.readyz(),
-            "/metrics" if get => match self.admit_operator(&request, peer) {
+            "/api/v1/session-tokens" => self.session_token(request).await,
+            "/v1/speech/translate" if self.has_gateway() => self.translate(request, peer).await,
+            "/v1/stream" if self.has_gateway() => self.stream(&mut request, peer),
+            "/health" => answer(StatusCode::OK, "OK"),
+            "/readyz" => self.readyz(),
+            "/metrics" => match self.admit_operator(&request, peer) {
                 Ok(()) => self.metrics(),
                 Err(refusal) => refusal,
             },
-            "/api/v1/stats" if get => self.stats(),
-            "/api/v1/nodes" if get => reply(StatusCode::OK, &self.nodes()),
-            "/api/v1/pools" if get => reply(StatusCode::OK, &self.pools()),
-            "/api/v1/pools" if request.method() == Method::PUT => self.replace_pools(request).await,
-            "/api/v1/rooms" if get => {
-                reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX))
+            "/api/v1/stats" => self.stats(),
+            "/api/v1/nodes" => reply(StatusCode::OK, &self.nodes()),
+            "/api/v1/pools" if request.method() == Method::GET => {
+                reply(StatusCode::OK, &self.pools())
             }
-            "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
-            "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
-            "/api/v1/usage" if get => reply(StatusCode::OK, &self.usage()),
+            "/api/v1/pools" => self.replace_pools(request).await,
+            "/api/v1/rooms" => reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX)),
+            "/api/v1/sessions" => reply(StatusCode::OK, &self.sessions()),
+            "/api/v1/jobs" => reply(StatusCode::OK, &self.jobs()),
+            "/api/v1/usage" => reply(StatusCode::OK, &self.usage()),
             other => match other.strip_prefix("/api/v1/keys") {
                 Some("") => self.keys(&[], request, peer).await,
                 Some(rest) if rest.starts_with('/') => {
@@ -121,9 +128,13 @@ impl Routes {
             (&Method::POST, ["api", "v1", "nodes", id, "undrain"]) => {
                 self.move_node(id, |node| node.undrain(self.shared.now()))
             }
-            (&Method::GET, _) => fault(StatusCode::NOT_FOUND, "no such page"),
-            _ => fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page"),
+            // A path of the other listener, or of what is turned off.
+            _ => fault(StatusCode::NOT_FOUND, "no such page"),
         }
+    }
+
+    fn has_gateway(&self) -> bool {
+        self.serves != Serves::Nodes && self.shared.config.gateway.enabled
     }
 
     fn session_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
@@ -150,7 +161,7 @@ impl Routes {
     }
 
     /// The answer to a session that comes too early, or too late.
-    fn not_now(&self) -> Response<Body> {
+    pub(super) fn not_now(&self) -> Response<Body> {
         let (why, seconds) = match self.shared.is_draining() {
             true => ("going down", limits::reconnect_after_ms().div_ceil(1_000)),
             false => ("starting", 1),
@@ -179,7 +190,7 @@ impl Routes {
         })
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         let t = &self.shared.config.transport;
         Limits {
             message_bytes_max: t.session_message_bytes_max,
@@ -289,12 +300,12 @@ fn strange_origin<'a, B>(
 }
 
 /// Agrees to a WebSocket and gives it to a task of its own, or answers why not.
-fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
+pub(super) fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'static>(
     request: &mut Request<Incoming>,
     peer: SocketAddr,
     limits: Limits,
     frames_max: usize,
-    run: impl FnOnce(Connection<Upgraded, T>, Arc<Outbox<T>>) -> F + Send + 'static,
+    run: impl FnOnce(Connection<Stream, T>, Arc<Outbox<T>>) -> F + Send + 'static,
 ) -> Response<Body> {
     let (response, socket) = match upgrade(request, &limits) {
         Ok(agreed) => agreed,
@@ -321,6 +332,16 @@ pub(super) fn reply(status: StatusCode, body: &impl serde::Serialize) -> Respons
     *response.status_mut() = status;
     let json = header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+fn not_allowed(methods: &[&str]) -> Response<Body> {
+    let mut response = fault(StatusCode::METHOD_NOT_ALLOWED, "not a method of this page");
+    let head = methods.contains(&"GET").then_some("HEAD");
+    let allowed: Vec<&str> = methods.iter().copied().chain(head).collect();
+    if let Ok(value) = header::HeaderValue::from_str(&allowed.join(", ")) {
+        response.headers_mut().insert(header::ALLOW, value);
+    }
     response
 }
 

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use bytes::Bytes;
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use foldhash::fast::RandomState;
-use hyper_util::rt::TokioIo;
 use papaya::HashMap;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -56,6 +55,8 @@ pub(super) struct Shared {
     /// Keys, and who is here by the grace of one.
     pub(super) keys: Keys,
     pub(super) watch: Watch,
+    /// The public API.
+    pub(super) gateway: super::gateway::Gateway,
     /// Codes that pair a session with a node.
     pub(super) pairings: Pairings,
     /// The way to the task that owns the rooms.
@@ -119,7 +120,7 @@ pub(super) enum SessionTag {
 }
 
 /// What connections run over.
-pub(super) type Socket = TokioIo<hyper::upgrade::Upgraded>;
+pub(super) type Socket = crate::transport::Stream;
 
 /// A client's connection.
 pub(super) struct Line {

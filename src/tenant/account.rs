@@ -73,6 +73,21 @@ pub struct Standing {
     pub waiting: usize,
 }
 
+/// What a tenant may have of one thing, and what of that is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Of what.
+    pub of: &'static str,
+    /// How much.
+    pub quota: u64,
+    /// In how many seconds as much comes in; none for what is had at one time.
+    pub window_s: Option<u64>,
+    /// How much can be taken now.
+    pub left: u64,
+    /// In how many milliseconds all of it can; 0 for what is had at one time.
+    pub full_in_ms: u64,
+}
+
 impl Account {
     fn new(number: u32, terms: &config::Tenant, listed: bool, counted: Counted) -> Self {
         // Unset was filled in from the defaults; 0 is no limit.
@@ -165,6 +180,29 @@ impl Account {
     /// Whether a job was there to be ended.
     pub(super) fn end_job(&self) -> bool {
         self.jobs.fetch_sub(1, SeqCst) > 0
+    }
+
+    /// What is left of all that is limited, in no more than four entries.
+    pub fn allowances(&self, now: Now) -> Vec<Allowance> {
+        let rate = |of, bucket: &Option<Bucket>, window_s, unit| {
+            let bucket = bucket.as_ref()?;
+            let (quota, (left, full_in_ms)) = (bucket.units(), bucket.left(now));
+            let (quota, left) = (quota / unit, left / unit);
+            Some(Allowance { of, quota, window_s: Some(window_s), left, full_in_ms })
+        };
+        let count = |of, max: u32, had: &AtomicU32| {
+            let left = u64::from(max.saturating_sub(had.load(SeqCst)));
+            let quota = u64::from(max);
+            let some = Allowance { of, quota, window_s: None, left, full_in_ms: 0 };
+            (max < u32::MAX).then_some(some)
+        };
+        let all = [
+            rate("messages", &self.messages, 1, 1),
+            rate("audio-seconds", &self.audio, 60, 1_000),
+            count("utterances", self.jobs_max, &self.jobs),
+            count("sessions", self.sessions_max, &self.sessions),
+        ];
+        all.into_iter().flatten().collect()
     }
 
     fn standing(&self) -> Standing {

@@ -44,6 +44,19 @@ impl Bucket {
         self.wait_ms(before.max(now.us) + cost, cost, now)
     }
 
+    /// The most it holds.
+    pub(super) fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// Units that can be taken now, and in how many milliseconds it will be full.
+    pub(super) fn left(&self, now: Now) -> (u64, u64) {
+        let owed_us = self.full_at_us.load(SeqCst).saturating_sub(now.us);
+        let held_us = self.span_us.saturating_sub(owed_us);
+        let units = u128::from(held_us) * u128::from(self.units) / u128::from(self.span_us);
+        (units as u64, owed_us.div_ceil(1_000))
+    }
+
     /// How long so many units take to come in, in microseconds.
     fn time_of(&self, units: u64) -> u64 {
         units.saturating_mul(self.span_us) / self.units
@@ -124,6 +137,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_left_is_what_can_be_taken() {
+        let bucket = Bucket::new(4, 1_000);
+        assert_eq!(bucket.left(at(0)), (4, 0));
+        assert_eq!(bucket.take(3, at(0)), Ok(()));
+        assert_eq!(bucket.left(at(0)), (1, 750));
+        assert_eq!(bucket.left(at(249)), (1, 501));
+        assert_eq!(bucket.left(at(250)), (2, 500));
+        bucket.overdraw(5, at(250));
+        assert_eq!(bucket.left(at(250)), (0, 1_750));
+        assert_eq!(bucket.left(at(60_000)), (4, 0));
     }
 
     #[test]

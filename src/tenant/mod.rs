@@ -14,7 +14,7 @@ mod pairing;
 mod tests;
 mod usage;
 
-pub use account::{Account, Accounts, Standing};
+pub use account::{Account, Accounts, Allowance, Standing};
 pub use admission::Admission;
 pub use keys::{Key, KeyKind, Keys, NoKey, Pass, Unauthorized};
 pub use pairing::{CODE_MS, NotPaired, Pairings};

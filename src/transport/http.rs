@@ -21,7 +21,6 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +28,7 @@ use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
 use super::listen::Listen;
+use super::pipe::Stream;
 use super::socket::WebSocket;
 use super::tls::TlsDoor;
 use super::websocket::{Limits, server_socket};
@@ -37,7 +37,7 @@ use super::websocket::{Limits, server_socket};
 pub type Body = Full<Bytes>;
 
 /// A WebSocket that began as an HTTP request.
-pub type Socket = WebSocket<TokioIo<Upgraded>>;
+pub type Socket = WebSocket<Stream>;
 
 /// The answer to send, and what becomes the socket once it has been sent.
 pub type Agreed<F> = (Response<Body>, F);
@@ -315,7 +315,8 @@ pub fn upgrade(
     let agreed = check_upgrade(request)?.map(|()| Body::default());
     let upgraded = hyper::upgrade::on(request);
     let limits = limits.clone();
-    let socket = async move { Ok(server_socket(TokioIo::new(upgraded.await?), &limits)) };
+    let socket =
+        async move { Ok(server_socket(Stream::Left(TokioIo::new(upgraded.await?)), &limits)) };
     Ok((agreed, socket))
 }
 

@@ -11,6 +11,7 @@ mod frames;
 mod http;
 mod listen;
 mod outbox;
+mod pipe;
 mod socket;
 mod tls;
 mod websocket;
@@ -20,6 +21,7 @@ pub use http::{
 };
 pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
+pub use pipe::{Client, Heard, Stream, pipe};
 pub use socket::WebSocket;
 pub use tls::{Side, Tls, TlsDoor};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;

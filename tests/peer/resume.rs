@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use utterd::peer::speaker::{Mode, SpeakError, SpeakEvent, SpeakOptions};
-use utterd::peer::wav;
+use utterd::peer::{voice, wav};
 
 use crate::script::{SOON, Script, unbase64};
 use crate::speaker::{AT_ONCE, Talk, talk};
@@ -68,7 +68,7 @@ fn resumed(seen: &[SpeakEvent]) -> Vec<&SpeakEvent> {
 
 #[tokio::test]
 async fn a_lost_connection_is_made_again_and_only_the_missing_tail_is_said_again() {
-    let pcm = wav::sine_speech(1.0);
+    let pcm = voice::sine_speech(1.0);
     let mut talk = talk(pcm.clone(), AT_ONCE, |o| (o.chunk_ms, o.settle) = (100, SETTLE)).await;
     let offered = talk.init["extensions"].as_array().unwrap();
     assert!(["resume", "accepted", "audio_ack"].iter().all(|word| offered.contains(&json!(word))));
@@ -127,7 +127,7 @@ async fn a_stream_goes_on_in_the_middle_at_its_own_pace() {
         o.settle = SETTLE;
         o.drop_after = Some(Duration::from_millis(120));
     };
-    let mut talk = talk(wav::sine_speech(0.5), realtime, drop).await;
+    let mut talk = talk(voice::sine_speech(0.5), realtime, drop).await;
     talk.kept(60_000).await;
     for seq in 1..=3 {
         talk.chunk(seq).await;
@@ -153,7 +153,7 @@ async fn a_stream_goes_on_in_the_middle_at_its_own_pace() {
 
 #[tokio::test]
 async fn an_unfinished_utterance_named_on_the_way_back_is_awaited() {
-    let mut talk = talk(wav::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
+    let mut talk = talk(voice::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
     talk.kept(60_000).await;
     talk.hear_all_chunks().await;
     talk.numbered(1, 0).await;
@@ -173,7 +173,7 @@ async fn an_unfinished_utterance_named_on_the_way_back_is_awaited() {
 #[tokio::test]
 async fn a_recording_goes_again_under_its_key_unless_it_was_accepted() {
     for accepted in [false, true] {
-        let mut talk = talk(wav::sine_speech(0.2), Mode::Utterance, |_| {}).await;
+        let mut talk = talk(voice::sine_speech(0.2), Mode::Utterance, |_| {}).await;
         talk.kept(60_000).await;
         let first = talk.script.expect("utterance").await;
         assert!(first["idempotency_key"].is_string());
@@ -200,7 +200,7 @@ async fn a_recording_goes_again_under_its_key_unless_it_was_accepted() {
 
 #[tokio::test]
 async fn it_tries_again_while_the_scheduler_is_not_ready_and_says_what_is_gone() {
-    let mut talk = talk(wav::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
+    let mut talk = talk(voice::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
     talk.kept(60_000).await;
     talk.hear_all_chunks().await;
     talk.script.socket.close(None).await.unwrap();
@@ -220,7 +220,7 @@ async fn it_tries_again_while_the_scheduler_is_not_ready_and_says_what_is_gone()
 
 #[tokio::test]
 async fn a_session_of_which_nothing_was_kept_begins_anew() {
-    let mut talk = talk(wav::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
+    let mut talk = talk(voice::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
     talk.kept(60_000).await;
     let first = talk.hear_all_chunks().await;
     talk.dispatched(0).await;
@@ -245,7 +245,7 @@ fn unknown_session() -> Value {
 
 #[tokio::test]
 async fn it_gives_up_when_the_session_is_gone() {
-    let mut unknown = talk(wav::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
+    let mut unknown = talk(voice::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
     unknown.kept(60_000).await;
     unknown.hear_all_chunks().await;
     unknown.script.say(json!({"type": "audio_ack", "session_id": "s-1", "through": 1})).await;
@@ -256,7 +256,7 @@ async fn it_gives_up_when_the_session_is_gone() {
     let error = unknown.fails().await;
     assert!(matches!(&error, SpeakError::Forgotten { reason } if reason == "unknown_session"));
 
-    let mut late = talk(wav::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
+    let mut late = talk(voice::sine_speech(0.1), AT_ONCE, |o| o.settle = SETTLE).await;
     late.kept(300).await;
     late.hear_all_chunks().await;
     let Talk { listener, mut script, speaker, init } = late;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use utterd::peer::speaker::{Mode, SpeakError, SpeakEvent, SpeakOptions, Spoken, speak};
-use utterd::peer::wav;
+use utterd::peer::{voice, wav};
 
 use crate::script::{SOON, Script, base64, unbase64};
 
@@ -85,7 +85,7 @@ impl Talk {
 
 #[tokio::test]
 async fn a_recording_goes_out_in_chunks_and_comes_back_as_answers() {
-    let pcm = wav::sine_speech(1.0);
+    let pcm = voice::sine_speech(1.0);
     let mut talk = talk(pcm.clone(), AT_ONCE, |o| o.settle = Duration::from_millis(800)).await;
     for (field, value) in [
         ("platform", json!("cli")),
@@ -148,7 +148,7 @@ async fn a_recording_goes_out_in_chunks_and_comes_back_as_answers() {
 
 #[tokio::test]
 async fn the_last_utterance_is_awaited_though_all_before_it_are_answered() {
-    let mut talk = talk(wav::sine_speech(1.0), AT_ONCE, |_| {}).await;
+    let mut talk = talk(voice::sine_speech(1.0), AT_ONCE, |_| {}).await;
     talk.ready().await;
     talk.dispatched(0).await;
     talk.result(0, &[7, 7], "pcm16").await;
@@ -178,7 +178,7 @@ async fn the_last_utterance_is_awaited_though_all_before_it_are_answered() {
 #[tokio::test]
 async fn waiting_ends_by_time_and_says_what_is_open() {
     let short = |o: &mut SpeakOptions| o.result_timeout = Duration::from_millis(100);
-    let mut announced = talk(wav::sine_speech(0.1), AT_ONCE, short).await;
+    let mut announced = talk(voice::sine_speech(0.1), AT_ONCE, short).await;
     announced.ready().await;
     announced.hear_all_chunks().await;
     announced.dispatched(4).await;
@@ -186,7 +186,7 @@ async fn waiting_ends_by_time_and_says_what_is_open() {
     assert!(spoken.timed_out);
     assert_eq!(spoken.unanswered.into_iter().collect::<Vec<_>>(), [4]);
 
-    let mut nothing = talk(wav::sine_speech(0.1), AT_ONCE, short).await;
+    let mut nothing = talk(voice::sine_speech(0.1), AT_ONCE, short).await;
     nothing.ready().await;
     nothing.hear_all_chunks().await;
     let (spoken, _) = nothing.end().await;
@@ -196,7 +196,7 @@ async fn waiting_ends_by_time_and_says_what_is_open() {
 #[tokio::test]
 async fn answers_held_back_until_the_goodbye_are_still_taken() {
     let short = |o: &mut SpeakOptions| o.result_timeout = Duration::from_millis(50);
-    let mut talk = talk(wav::sine_speech(0.1), AT_ONCE, short).await;
+    let mut talk = talk(voice::sine_speech(0.1), AT_ONCE, short).await;
     talk.ready().await;
     talk.hear_all_chunks().await;
     talk.dispatched(0).await;
@@ -211,7 +211,7 @@ async fn answers_held_back_until_the_goodbye_are_still_taken() {
 
 #[tokio::test]
 async fn one_message_carries_a_whole_recording() {
-    let pcm = wav::sine_speech(0.5);
+    let pcm = voice::sine_speech(0.5);
     let mut talk = talk(pcm.clone(), Mode::Utterance, |o| o.settle = SOON).await;
     talk.ready().await;
     let utterance = talk.script.expect("utterance").await;
@@ -235,7 +235,7 @@ async fn one_message_carries_a_whole_recording() {
 
 #[tokio::test]
 async fn failures_close_an_utterance_too() {
-    let mut whole = talk(wav::sine_speech(0.1), Mode::Utterance, |_| {}).await;
+    let mut whole = talk(voice::sine_speech(0.1), Mode::Utterance, |_| {}).await;
     whole.ready().await;
     whole.script.expect("utterance").await;
     whole
@@ -245,7 +245,7 @@ async fn failures_close_an_utterance_too() {
     let (spoken, _) = whole.end().await;
     assert_eq!(spoken.missing.get(&0).map(String::as_str), Some("INTERNAL_ERROR"));
 
-    let mut chunks = talk(wav::sine_speech(0.1), AT_ONCE, |_| {}).await;
+    let mut chunks = talk(voice::sine_speech(0.1), AT_ONCE, |_| {}).await;
     chunks.ready().await;
     chunks.hear_all_chunks().await;
     let failed = json!({
@@ -282,7 +282,7 @@ async fn a_refusal_and_a_lost_connection_are_errors() {
 #[tokio::test]
 async fn audio_is_paced_and_held_back_on_request() {
     let realtime = Mode::Chunks { realtime: true };
-    let mut talk = talk(wav::sine_speech(0.2), realtime, |o| o.chunk_ms = 20).await;
+    let mut talk = talk(voice::sine_speech(0.2), realtime, |o| o.chunk_ms = 20).await;
     talk.ready().await;
     talk.script.expect("audio_chunk").await;
     let started = Instant::now();

@@ -13,13 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use super::head;
 use crate::transport::{
-    Body, Connection, Entrance, Event, Frame, House, HttpLimits, Limits, Outbox, Service, answer,
-    serve, upgrade,
+    Body, Connection, Entrance, Event, Frame, House, HttpLimits, Limits, Outbox, Service, Stream,
+    answer, serve, upgrade,
 };
 
 /// Sockets open at once.
@@ -30,7 +29,7 @@ const OUTBOX_FRAMES: usize = 4_096;
 const OUTBOX_BYTES: usize = 64 * 1_024 * 1_024;
 
 /// Nothing to be told when a frame has left.
-type Line = Connection<TokioIo<hyper::upgrade::Upgraded>, ()>;
+type Line = Connection<Stream, ()>;
 
 /// A relay that listens.
 pub struct Relay {

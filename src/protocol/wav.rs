@@ -1,8 +1,7 @@
 //! Recordings: any WAV in, the wire's own sound out (16 kHz, mono, signed 16 bit), and back.
 //!
-//! Knows nothing of sockets and jobs. Does not decode Opus.
+//! Does not decode Opus.
 
-use std::f32::consts::TAU;
 use std::io::{self, Cursor};
 use std::path::Path;
 
@@ -29,6 +28,9 @@ pub enum WavError {
     /// A sample rate nothing records at.
     #[error("a sample rate of {0} Hz is not supported")]
     Rate(u32),
+    /// More samples than are wanted would come of it.
+    #[error("the recording is too long")]
+    TooLong,
     /// The resampler refused.
     #[error("resampling failed: {0}")]
     Resample(String),
@@ -40,13 +42,27 @@ pub fn read_wav(path: &Path) -> Result<Vec<i16>, WavError> {
 }
 
 /// The same for a file already in memory.
+pub fn decode_wav(bytes: Vec<u8>) -> Result<Vec<i16>, WavError> {
+    decode_wav_within(bytes, usize::MAX)
+}
+
+/// The same, unless more than `samples_max` would come of it: a slow rate and few bits make much of
+/// little.
 ///
 /// Programs that stream a WAV to a pipe cannot know its length and write a made-up one, so lengths
 /// that reach past the end are cut to what is there.
-pub fn decode_wav(mut bytes: Vec<u8>) -> Result<Vec<i16>, WavError> {
+pub fn decode_wav_within(mut bytes: Vec<u8>, samples_max: usize) -> Result<Vec<i16>, WavError> {
     mend_lengths(&mut bytes);
     let mut reader = WavReader::new(Cursor::new(bytes))?;
     let spec = reader.spec();
+    if !RATES_READ_HZ.contains(&spec.sample_rate) {
+        return Err(WavError::Rate(spec.sample_rate));
+    }
+    let frames = u128::from(reader.duration());
+    let becomes = frames * u128::from(RATE_HZ) / u128::from(spec.sample_rate);
+    if becomes > samples_max as u128 {
+        return Err(WavError::TooLong);
+    }
     let samples = read_floats(&mut reader, spec)?;
     let mono = mix_down(&samples, usize::from(spec.channels));
     Ok(to_pcm16(&resample(mono, spec.sample_rate)?))
@@ -101,28 +117,6 @@ pub fn rms(samples: &[i16]) -> f64 {
     }
     let sum: f64 = samples.iter().map(|&s| f64::from(s) * f64::from(s)).sum();
     (sum / samples.len() as f64).sqrt()
-}
-
-/// A made-up utterance for demonstrations: a wandering voice of a few harmonics, four syllables a
-/// second.
-///
-/// No recogniser finds words in it, but a level meter and an ear take it for someone speaking.
-pub fn sine_speech(seconds: f32) -> Vec<i16> {
-    let rate = RATE_HZ as f32;
-    let count = (seconds.max(0.0) * rate).round() as usize;
-    let mut phase = 0.0_f32;
-    let voice = |n: usize| {
-        let at = n as f32 / rate;
-        let pitch_hz = 120.0 + 25.0 * (TAU * 0.4 * at).sin() + 6.0 * (TAU * 5.0 * at).sin();
-        phase = (phase + pitch_hz / rate).fract();
-        let vowel = 0.5 + 0.5 * (TAU * 0.9 * at).sin();
-        let harmonics = [1.0, 0.7, 0.3 + 0.5 * vowel, 0.6 - 0.4 * vowel, 0.25, 0.15];
-        let tone: f32 =
-            (1..).zip(harmonics).map(|(k, gain)| gain * (TAU * phase * k as f32).sin()).sum();
-        let syllable = (1.25 * (TAU * 2.0 * at).sin().abs() - 0.25).max(0.0).sqrt();
-        0.2 * tone * syllable
-    };
-    to_pcm16(&(0..count).map(voice).collect::<Vec<_>>())
 }
 
 fn read_floats(
@@ -203,6 +197,8 @@ fn put_u32(bytes: &mut [u8], at: usize, value: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::f32::consts::TAU;
+
     use super::*;
 
     /// A 300 Hz tone of half full scale in any shape of WAV.
@@ -265,7 +261,7 @@ mod tests {
 
     #[test]
     fn our_own_files_come_back_sample_for_sample() {
-        let samples = sine_speech(0.3);
+        let samples = decode_wav(tone(spec(16_000, 1, 16), 0.3)).unwrap();
         assert_eq!(decode_wav(encode_wav(&samples).unwrap()).unwrap(), samples);
         assert_eq!(pcm16_samples(&pcm16_bytes(&samples)), samples);
         assert_eq!(pcm16_samples(&[1, 0, 9]), [1]);
@@ -281,6 +277,13 @@ mod tests {
     }
 
     #[test]
+    fn what_would_become_too_long_is_refused_before_it_is_made() {
+        let slow = tone(spec(1_000, 1, 8), 2.0);
+        assert!(matches!(decode_wav_within(slow.clone(), 31_999), Err(WavError::TooLong)));
+        assert_eq!(decode_wav_within(slow, 32_000).unwrap().len(), 32_000);
+    }
+
+    #[test]
     fn rubbish_is_an_error_and_never_a_panic() {
         let good = tone(spec(16_000, 1, 16), 0.01);
         for cut in 0..60 {
@@ -289,16 +292,5 @@ mod tests {
         assert!(matches!(decode_wav(b"no wav at all".to_vec()), Err(WavError::Format(_))));
         let odd = tone(spec(999, 1, 16), 0.1);
         assert!(matches!(decode_wav(odd), Err(WavError::Rate(999))));
-    }
-
-    #[test]
-    fn the_made_up_voice_is_loud_but_never_clips_and_has_pauses() {
-        let voice = sine_speech(2.0);
-        assert_eq!(voice.len(), 32_000);
-        assert!(rms(&voice) > 1_500.0, "{}", rms(&voice));
-        assert!(voice.iter().all(|s| s.unsigned_abs() < 30_000));
-        let parts: Vec<f64> = voice.chunks(320).map(rms).collect();
-        let quiet = parts.iter().filter(|r| **r < 1_000.0).count();
-        assert!((5..60).contains(&quiet), "{quiet} quiet frames of {}", parts.len());
     }
 }

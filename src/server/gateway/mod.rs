@@ -1,0 +1,202 @@
+//! The public API over HTTP: a recording in, its translation out.
+//!
+//! It is a client of the session protocol within the process. A recording passes through a session
+//! of its own, or that of its stream, under the limits of its tenant, and gets the same last word
+//! as anybody's: there is no second way to a node.
+
+mod answer;
+mod form;
+mod inside;
+mod pace;
+mod recording;
+mod stream;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+pub(super) use pace::Pace;
+
+use super::routes::{Routes, open_socket, reply};
+use super::shared::Shared;
+use crate::config;
+use crate::protocol::ErrorCode;
+use crate::protocol::gateway::{Done, Failed, Told, Translation, session_init, utterance};
+use crate::tenant::{Account, KeyKind, Pass};
+use crate::transport::{Body, Connection, Limits, Outbox};
+use answer::Refused;
+use form::Form;
+use inside::Inside;
+use stream::StreamTask;
+
+/// What recordings share.
+pub(super) struct Gateway {
+    /// One permit for each that is taken in or translated by itself.
+    turns: Semaphore,
+    /// How fast jobs end.
+    pub(super) pace: Pace,
+}
+
+impl Gateway {
+    pub(super) fn new(config: &config::Gateway) -> Self {
+        Self { turns: Semaphore::new(config.requests_max), pace: Pace::default() }
+    }
+}
+
+/// Who asks, and on whose account.
+struct Guest {
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    pass: Pass,
+    account: Arc<Account>,
+}
+
+impl Routes {
+    /// Whose request it is, or the answer to somebody who may not come in.
+    #[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
+    fn guest(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Guest, Response<Body>> {
+        let pass = self.admit(KeyKind::Session, request)?;
+        let shared = Arc::clone(&self.shared);
+        let account = shared.scheduler.accounts().of(pass.tenant.as_deref());
+        Ok(Guest { shared, peer, pass, account })
+    }
+
+    /// `POST /v1/speech/translate`.
+    pub(super) async fn translate(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let guest = match self.guest(&request, peer) {
+            Ok(guest) => guest,
+            Err(refusal) => return refusal,
+        };
+        let mut response = match guest.translated(request, &self.limits()).await {
+            Ok(translation) => reply(StatusCode::OK, &translation),
+            Err(refused) => refused.answer(&self.shared),
+        };
+        guest.tell_limits(&mut response);
+        response
+    }
+
+    /// `GET /v1/stream`.
+    pub(super) fn stream(
+        &self,
+        request: &mut Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        if !self.shared.ready.load(SeqCst) {
+            return self.not_now();
+        }
+        let guest = match self.guest(request, peer) {
+            Ok(guest) => guest,
+            Err(refusal) => return refusal,
+        };
+        let limits = guest.limits(&self.limits());
+        let frames_max = self.shared.config.transport.session_outbox_frames_max;
+        // Sent with the agreement, before the first recording is charged.
+        let mut told = Response::default();
+        guest.tell_limits(&mut told);
+        let run = move |connection: Connection<_, ()>, outbox: Arc<Outbox<()>>| {
+            StreamTask::new(guest, limits, connection, outbox).run()
+        };
+        let limits = self.limits();
+        let limits = Limits { message_bytes_max: self.stream_message_bytes_max(), ..limits };
+        let mut response = open_socket(request, peer, limits, frames_max, run);
+        response.headers_mut().extend(std::mem::take(told.headers_mut()));
+        response
+    }
+
+    /// A recording in base64, and what is around it.
+    fn stream_message_bytes_max(&self) -> usize {
+        encoded(self.shared.config.gateway.recording_bytes_max)
+    }
+}
+
+/// Bytes of a message with so many bytes of audio.
+fn encoded(audio_bytes: usize) -> usize {
+    audio_bytes.div_ceil(3) * 4 + 4 * 1024
+}
+
+impl Guest {
+    /// Of the session's end of the pipe to it. Who waits there is the process itself: it needs no
+    /// time to say the first word.
+    fn limits(&self, others: &Limits) -> Limits {
+        let recording_max = self.shared.config.gateway.recording_bytes_max;
+        Limits { message_bytes_max: encoded(recording_max), ..others.clone() }
+    }
+
+    /// Shows what the tenant has left.
+    fn tell_limits(&self, response: &mut Response<Body>) {
+        let now = self.shared.now();
+        let mut allowances = self.account.allowances(now);
+        let turns = &self.shared.gateway.turns;
+        let quota = self.shared.config.gateway.requests_max as u64;
+        allowances.push(crate::tenant::Allowance {
+            of: "requests",
+            quota,
+            window_s: None,
+            left: turns.available_permits() as u64,
+            full_in_ms: 0,
+        });
+        answer::tell_limits(&allowances, response.headers_mut());
+    }
+
+    async fn translated(
+        &self,
+        request: Request<Incoming>,
+        limits: &Limits,
+    ) -> Result<Translation, Refused> {
+        let (shared, config) = (&self.shared, &self.shared.config.gateway);
+        if !shared.ready.load(SeqCst) || shared.is_draining() {
+            return Err(Refused::of(ErrorCode::ShuttingDown, "the server starts, or goes down"));
+        }
+        let Ok(_turn) = shared.gateway.turns.try_acquire() else {
+            return Err(Refused::of(ErrorCode::Overloaded, "too many recordings at once"));
+        };
+        let upload = Duration::from_millis(config.upload_timeout_ms);
+        let form = timeout(upload, Form::read(request, config.recording_bytes_max));
+        let Form { terms, audio } = form.await.map_err(|_| Refused::too_slow())??;
+        let begun = Instant::now();
+        let (recording, terms, bytes_max) = (audio, terms.clone(), config.recording_bytes_max);
+        let read = tokio::task::spawn_blocking(move || {
+            recording::read(recording, &terms, bytes_max).map(|recording| (recording, terms))
+        });
+        let (recording, terms) = read.await.map_err(|_| Refused::ours())??;
+        let until = begun + Duration::from_millis(config.answer_timeout_ms);
+        let mut inside = Inside::open(self, self.limits(limits)).await;
+        let outcome = timeout_at(until, async {
+            inside.say(session_init(&terms, false)).await?;
+            let session_id = inside.session().await?;
+            let form = (recording.format, recording.sample_rate);
+            inside.say(utterance(&session_id, 0, &terms, form, &recording.audio)).await?;
+            let done = inside.done().await?;
+            Ok((session_id, done))
+        });
+        let (session_id, done) = outcome.await.map_err(|_| Refused::too_late())??;
+        inside.part(&session_id);
+        let mut translation = Translation {
+            text: done.text_asr,
+            translation: done.text_translated,
+            audio: done.tts_audio,
+            audio_format: done.tts_format,
+            duration_ms: begun.elapsed().as_millis() as u64,
+            job_id: done.job_id,
+            trace_id: done.trace_id,
+        };
+        if terms.answer_format.as_deref() != Some("pcm16") {
+            recording::as_wav(&mut translation);
+        }
+        Ok(translation)
+    }
+}
