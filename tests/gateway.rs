@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use base64_simd::STANDARD as BASE64;
 use serde_json::{Value, json};
+use support::described::hold_answer_to_it;
 use support::{FakeNode, Peer, TestServer, audio_of, fault, http, opus, speech};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -74,6 +75,7 @@ async fn answered(mut stream: TcpStream) -> Answer {
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap().parse().unwrap();
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    hold_answer_to_it("POST", TRANSLATE, status, body);
     Answer { status, headers: headers.collect(), body: serde_json::from_str(body).unwrap() }
 }
 
@@ -220,6 +222,9 @@ async fn a_failure_is_told_with_its_code_and_what_it_is_in_http() {
     assert_eq!((answer.status, &answer.body["code"]), (503, &json!("NO_AVAILABLE_NODE")));
     assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
     let mut node = server.node("n1", &["zh", "en"]).await;
+    let unheard_of = translate(&server, &speech(100), &[("tgt_lang", "fr")]).await;
+    let answer = answered(unheard_of).await;
+    assert_eq!((answer.status, &answer.body["code"]), (422, &json!("NO_AVAILABLE_NODE")));
     let request = translate(&server, &speech(100), &[]).await;
     let job = node.assignment().await;
     node.fail(&job, fault("PROCESSING_ERROR", "no good")).await;

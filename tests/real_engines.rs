@@ -62,13 +62,46 @@ fn a_human_voice_is_heard_translated_and_spoken() {
     assert!(wav::rms(&spoken) > 300.0, "the answer is silent: {}", wav::rms(&spoken));
     let longer = spoken.len() as f64 / alone.len() as f64;
     assert!((0.95..1.05).contains(&longer), "{} samples, not {}", spoken.len(), alone.len());
+
+    // The same by the README's own commands.
+    if let Some(missing) = ["curl", "jq"].into_iter().find(|program| !is_there(program)) {
+        eprintln!("skipped: the commands of the README for HTTP: not installed: {missing}");
+        return;
+    }
+    std::fs::rename(file("voice.wav"), file("speech.wav")).unwrap();
+    let printed = shell(&readme_commands().replace("127.0.0.1:5010", &address), directory.path());
+    assert_eq!(printed.trim(), spanish);
+    let answer = std::fs::read(file("answer.json")).unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(answer["text"], words);
+    assert_eq!(wav::read_wav(&file("answer.wav")).unwrap().len(), spoken.len());
+}
+
+/// The lines of the README that send a recording with curl and look at the answer.
+fn readme_commands() -> String {
+    let readme = include_str!("../README.md");
+    let from = readme.find("curl -s -F audio=@speech.wav").expect("a command with curl");
+    let length = readme[from..].find("```").expect("the end of the block");
+    readme[from..from + length].to_owned()
+}
+
+/// What the commands print, run in that directory.
+fn shell(commands: &str, directory: &Path) -> String {
+    let mut sh = Command::new("sh");
+    let output = sh.args(["-euc", commands]).current_dir(directory).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{commands}\n{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn first_missing() -> Option<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |name: &str| std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
     let programs = [RECOGNISER[0], TRANSLATOR[0], VOICE[0]];
-    if let Some(program) = programs.into_iter().find(|program| !found(program)) {
+    if let Some(program) = programs.into_iter().find(|program| !is_there(program)) {
         return Some(program.to_owned());
     }
     if !Path::new(RECORDING).is_file() {

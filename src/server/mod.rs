@@ -11,6 +11,7 @@ mod control;
 mod credentials;
 mod dead_letters;
 mod delivery;
+mod documents;
 mod gateway;
 mod node;
 mod pages;

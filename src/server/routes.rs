@@ -78,6 +78,8 @@ impl Routes {
             "/api/v1/session-tokens" => self.session_token(request).await,
             "/v1/speech/translate" if self.has_gateway() => self.translate(request, peer).await,
             "/v1/stream" if self.has_gateway() => self.stream(&mut request, peer),
+            "/openapi.json" => super::documents::openapi(),
+            "/asyncapi.json" => super::documents::asyncapi(),
             "/health" => answer(StatusCode::OK, "OK"),
             "/readyz" => self.readyz(),
             "/metrics" => match self.admit_operator(&request, peer) {

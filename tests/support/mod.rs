@@ -3,10 +3,13 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod described;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use described::{Said, hold_answer_to_it, hold_to_it};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -249,6 +252,9 @@ pub async fn http_over(
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    if status > 0 {
+        hold_answer_to_it(method, path, status, body);
+    }
     (status, body.to_owned())
 }
 
@@ -260,6 +266,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 /// One end of a WebSocket, JSON in and out.
 pub struct Peer {
     socket: WebSocketStream<Box<dyn Wire>>,
+    /// Which WebSocket of the server.
+    path: String,
     /// Messages read while another was waited for.
     seen: Vec<Value>,
 }
@@ -277,9 +285,10 @@ impl Peer {
 
     /// With this request, over an open stream.
     pub async fn asking(stream: impl Wire + 'static, request: Request) -> Result<Self, Error> {
-        let stream: Box<dyn Wire> = Box::new(stream);
+        let (stream, path): (Box<dyn Wire>, _) =
+            (Box::new(stream), request.uri().path().to_owned());
         let (socket, _) = client_async(request, stream).await?;
-        Ok(Self { socket, seen: Vec::new() })
+        Ok(Self { socket, path, seen: Vec::new() })
     }
 
     pub async fn send(&mut self, message: Value) {
@@ -316,7 +325,9 @@ impl Peer {
             loop {
                 match self.socket.next().await {
                     Some(Ok(Message::Text(text))) => {
-                        return Some(serde_json::from_str(&text).unwrap());
+                        let frame = serde_json::from_str(&text).unwrap();
+                        hold_to_it(&self.path, Said::ByServer, &frame);
+                        return Some(frame);
                     }
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                     Some(Ok(_)) => {}

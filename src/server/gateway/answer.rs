@@ -6,8 +6,8 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde_json::json;
 
-use crate::protocol::ErrorCode;
 use crate::protocol::gateway::Failed;
+use crate::protocol::{ErrorCode, Pair};
 use crate::server::routes::reply;
 use crate::server::shared::Shared;
 use crate::tenant::Allowance;
@@ -55,6 +55,13 @@ impl Refused {
     pub(super) fn too_long(message: impl Into<String>) -> Self {
         let code = ErrorCode::InvalidMessage.as_str();
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code, message)
+    }
+
+    /// Nobody translates this.
+    pub(super) fn not_spoken(pair: Pair) -> Self {
+        let code = ErrorCode::NoAvailableNode.as_str();
+        let message = format!("no node translates from {} to {}", pair.src, pair.tgt);
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
     }
 
     /// The recording did not come in time.

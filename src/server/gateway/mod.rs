@@ -26,8 +26,8 @@ pub(super) use pace::Pace;
 use super::routes::{Routes, open_socket, reply};
 use super::shared::Shared;
 use crate::config;
-use crate::protocol::ErrorCode;
-use crate::protocol::gateway::{Done, Failed, Told, Translation, session_init, utterance};
+use crate::protocol::gateway::{Done, Failed, Terms, Told, Translation, session_init, utterance};
+use crate::protocol::{ErrorCode, Lang, Pair};
 use crate::tenant::{Account, KeyKind, Pass};
 use crate::transport::{Body, Connection, Limits, Outbox};
 use answer::Refused;
@@ -152,6 +152,21 @@ impl Guest {
         answer::tell_limits(&allowances, response.headers_mut());
     }
 
+    /// Refuses at once what no node has ever offered: nothing comes of waiting for it. While no node
+    /// is known at all, or a pool is there for it, one may come.
+    fn spoken(&self, terms: &Terms) -> Result<(), Refused> {
+        let (Ok(src), Ok(tgt)) = (terms.src().parse::<Lang>(), terms.tgt().parse()) else {
+            return Ok(());
+        };
+        let (pair, nodes) = (Pair { src, tgt }, self.shared.registry.all());
+        let tenant = self.pass.tenant.as_deref();
+        let may_come = src.is_auto()
+            || nodes.is_empty()
+            || nodes.iter().any(|node| node.capability().covers(pair))
+            || self.shared.pools.with(|pools| pools.limits_for(pair, tenant).is_some());
+        may_come.then_some(()).ok_or_else(|| Refused::not_spoken(pair))
+    }
+
     async fn translated(
         &self,
         request: Request<Incoming>,
@@ -167,6 +182,7 @@ impl Guest {
         let upload = Duration::from_millis(config.upload_timeout_ms);
         let form = timeout(upload, Form::read(request, config.recording_bytes_max));
         let Form { terms, audio } = form.await.map_err(|_| Refused::too_slow())??;
+        self.spoken(&terms)?;
         let begun = Instant::now();
         let (recording, terms, bytes_max) = (audio, terms.clone(), config.recording_bytes_max);
         let read = tokio::task::spawn_blocking(move || {
