@@ -177,8 +177,8 @@ messages_per_second = "some"
 
 /// What is told of it; an indented line goes on with the one before.
 const TOLD: &str = r#"
-top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant, job,
-    node, store, log, pools, tenants (line 1)
+top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, gateway, tenant,
+    job, node, store, log, pools, tenants (line 1)
 server.listen: not accepted, given "nowhere", allowed: text (HOST:PORT, such as 127.0.0.1:5010,
     [::1]:5010 or localhost:0) (line 4)
 server.port: no such setting, given 5_010, here it is server.listen (line 5)
@@ -203,8 +203,8 @@ node.slots_default: contradicts node.slots_max, given 8 against 4, allowed: at m
 log.level: not accepted, given "inof", allowed: text (levels off, error, warn, info, debug, trace,
     or TARGET=LEVEL, split by commas) (line 30)
 sesion: no such section, did you mean session (line 32)
-scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant,
-    job, node, store, log, pools, tenants (line 35)
+scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room,
+    gateway, tenant, job, node, store, log, pools, tenants (line 35)
 scheduler.job_timeout.pending_timeout_seconds: no such setting, given 10, here it is
     job.pending_ms (line 36)
 pools[0].name: not accepted, given "a b", allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 40)
@@ -241,8 +241,9 @@ fn every_fault_of_a_bad_file_is_told_at_once() {
 #[test]
 fn each_tie_between_settings_is_enforced_at_its_edge() {
     let ties = [
-        ("transport.node_outbox_bytes_max", "transport.session_message_bytes_max", 2_000_000, 1),
-        ("transport.node_outbox_bytes_max", "segmenter.max_bytes", 2_000_000, 2),
+        ("transport.node_outbox_bytes_max", "transport.session_message_bytes_max", 8_000_000, 1),
+        ("transport.node_outbox_bytes_max", "segmenter.max_bytes", 8_000_000, 2),
+        ("transport.node_outbox_bytes_max", "gateway.recording_bytes_max", 8_000_000, 2),
         ("job.lease_max_ms", "job.lease_min_ms", 20_000, 1),
         ("job.attempts_max", "job.node_deaths_max", 7, 1),
         ("job.live_max", "job.queue_max", 77, 1),
