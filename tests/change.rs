@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use support::{FakeNode, Http, Peer, TestServer, http, http_with, speech};
+use support::{FakeNode, Http, Peer, SOON, TestServer, http, http_with, speech};
 use utterd::config::Config;
 use utterd::server::Stopped;
 
@@ -350,6 +352,12 @@ fn run(args: &[&str], stdin: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
+/// The answer to a request.
+fn said_of(addr: &str, path: &str) -> String {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(http(addr.parse().unwrap(), "GET", path, "")).1
+}
+
 #[test]
 fn the_verbs_of_an_operator_change_a_running_program() {
     use std::io::{BufRead, BufReader, Read};
@@ -402,6 +410,14 @@ fn the_verbs_of_an_operator_change_a_running_program() {
     let (fine, text) = ask(&["drain", "--node", "nobody"], "");
     assert!(!fine && text.contains("no such node"), "{text}");
     assert!(!ask(&["undrain", "--node", "nobody"], "").0);
+
+    // A signal does the same.
+    write(&path, "[job]\nqueue_max = 13\n");
+    kill_process(Pid::from_child(&server), Signal::HUP).unwrap();
+    let until = Instant::now() + SOON;
+    while !said_of(&addr, "/api/v1/config").contains("\"value\":13") {
+        assert!(Instant::now() < until, "the signal had no effect");
+    }
 
     let (fine, text) = ask(&["drain"], "");
     assert!(fine && text.contains("\"draining\": true"), "{text}");
