@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::routes::{Routes, fault, reply};
 use super::shared::{Command, Shared};
-use crate::config::{Change, Changed, Fault, Faults, Loaded, Place, is_untold, reference_settings};
+use crate::config::{Change, Changed, Faults, Loaded, Place, is_untold, reference_settings};
 use crate::telemetry;
 use crate::transport::{Body, Reading};
 
@@ -128,10 +128,7 @@ async fn in_turn(shared: &Shared) -> Result<Reloaded, Unreloaded> {
             return Err(Unreloaded::Faults(Faults(faults)));
         }
     };
-    let level = &change.effective.config.log.level;
-    if *level != now.config.log.level {
-        set_level(level)?;
-    }
+    let level = change.effective.config.log.level.clone();
     let overriding = shared.pools.with(|snapshot| snapshot.overriding);
     let of_pools = |one: &Changed| one.setting == "pools" || one.setting.starts_with("pools.");
     let (outranked, changed) =
@@ -141,6 +138,9 @@ async fn in_turn(shared: &Shared) -> Result<Reloaded, Unreloaded> {
     let command = Command::Settings(Box::new(change), asked);
     shared.control.commands.send(command).await.map_err(|_| Unreloaded::Busy)?;
     let version = answered.await.map_err(|_| Unreloaded::Busy)?;
+    if level != now.config.log.level {
+        set_level(&level);
+    }
     let read = certificates.is_some();
     if let Some(certificates) = certificates {
         shared.tls.publish(certificates);
@@ -148,16 +148,11 @@ async fn in_turn(shared: &Shared) -> Result<Reloaded, Unreloaded> {
     Ok(Reloaded { version, changed, needs_restart, outranked, certificates: read })
 }
 
-/// Where another program owns the log, its level is not ours to change.
-fn set_level(level: &str) -> Result<(), Unreloaded> {
-    match telemetry::log::running().filter(telemetry::log::Handle::is_ours) {
-        Some(log) => log.set_level(level).map_err(|error| {
-            let (key, place) = ("log.level".to_owned(), Place::Nowhere);
-            let wrong = error.to_string();
-            let fault = Fault { key, wrong, given: None, allowed: None, place };
-            Unreloaded::Faults(Faults(vec![fault]))
-        }),
-        None => Ok(()),
+/// Where somebody else owns the log of the process, its filter is not ours to change.
+fn set_level(level: &str) {
+    let log = telemetry::log::running().filter(telemetry::log::Handle::is_ours);
+    if let Some(Err(error)) = log.map(|log| log.set_level(level)) {
+        warn!(%error, level, "the log's filter is as it was");
     }
 }
 
