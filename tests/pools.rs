@@ -294,6 +294,17 @@ async fn ask(server: &TestServer, of: (&str, &str), tag: &str, body: &str) -> (u
     (status, serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
+/// What stands above an answer.
+async fn head_of(server: &TestServer, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").unwrap().0.to_owned()
+}
+
 async fn names(server: &TestServer) -> Vec<String> {
     let (_, pools) = server.get("/api/v1/pools").await;
     let config = pools["config"].as_array().unwrap().iter();
@@ -315,6 +326,10 @@ async fn pools_are_changed_by_name_and_nobody_undoes_what_he_has_not_seen() {
         (200, &json!(true), &json!(true))
     );
     assert_eq!(names(&server).await, ["file", "acme"]);
+    let tag = format!("etag: \"{}\"", now["tag"].as_str().unwrap());
+    for path in ["/api/v1/pools", "/api/v1/pools/acme"] {
+        assert!(head_of(&server, path).await.contains(&tag), "{path} has another tag");
+    }
     // Whoever saw what was before has to look again.
     let (status, answer) = ask(&server, acme, &seen, r#"{"pairs": ["*:en"]}"#).await;
     assert_eq!(status, 412, "{answer}");
@@ -347,6 +362,8 @@ async fn pools_are_changed_by_name_and_nobody_undoes_what_he_has_not_seen() {
     };
     let server = server.restart(set.clone()).await;
     assert_eq!(names(&server).await, ["acme"]);
+    // A reading of the file must know that it is outranked.
+    assert_eq!(server.get("/api/v1/pools").await.1["overriding_file"], json!(true));
     let (_, now) = ask(&server, ("DELETE", "/api/v1/pools"), "", "").await;
     assert_eq!(now["overriding_file"], json!(false));
     assert_eq!(names(&server).await, ["file"]);

@@ -116,6 +116,7 @@ impl Routes {
         };
         let expected = expected.map(|text| Expected(text.to_owned()));
         let step = match (request.method(), name) {
+            (&Method::GET, None) => return self.all_pools(),
             (&Method::GET, Some(name)) => return self.one_pool(&name),
             (&Method::DELETE, None) => Step::BackToFile,
             (&Method::DELETE, Some(name)) => Step::Remove(name),
@@ -137,6 +138,12 @@ impl Routes {
             Ok(outcome) => answer_of(outcome).await,
             Err(_) => fault(StatusCode::SERVICE_UNAVAILABLE, "going down"),
         }
+    }
+
+    fn all_pools(&self) -> Response<Body> {
+        let body = self.pools();
+        let tag = body["tag"].as_str().unwrap_or_default();
+        tagged(reply(StatusCode::OK, &body), tag)
     }
 
     fn one_pool(&self, name: &str) -> Response<Body> {

@@ -77,7 +77,6 @@ impl Routes {
             },
             "/api/v1/stats" if get => self.stats(),
             "/api/v1/nodes" if get => reply(StatusCode::OK, &self.nodes()),
-            "/api/v1/pools" if get => reply(StatusCode::OK, &self.pools()),
             "/api/v1/rooms" if get => {
                 reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX))
             }
