@@ -358,6 +358,18 @@ fn said_of(addr: &str, path: &str) -> String {
     runtime.block_on(http(addr.parse().unwrap(), "GET", path, "")).1
 }
 
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        if self.0.kill().is_ok() {
+            self.0.wait().unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_verbs_of_an_operator_change_a_running_program() {
     use std::io::{BufRead, BufReader, Read};
@@ -365,13 +377,15 @@ fn the_verbs_of_an_operator_change_a_running_program() {
     let path = dir.path().join("utterd.toml");
     write(&path, "[job]\nqueue_max = 11\n");
     let file = path.to_str().unwrap();
-    let mut server = Command::new(env!("CARGO_BIN_EXE_utterd"))
+    let server = Command::new(env!("CARGO_BIN_EXE_utterd"))
         .args(["serve", "--config", file, "--listen", "127.0.0.1:0", "--data"])
         .arg(dir.path().join("data"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut ended = Ended(server);
+    let server = &mut ended.0;
     let mut line = String::new();
     let mut stdout = BufReader::new(server.stdout.take().unwrap());
     stdout.read_line(&mut line).unwrap();
@@ -413,7 +427,7 @@ fn the_verbs_of_an_operator_change_a_running_program() {
 
     // A signal does the same.
     write(&path, "[job]\nqueue_max = 13\n");
-    kill_process(Pid::from_child(&server), Signal::HUP).unwrap();
+    kill_process(Pid::from_child(server), Signal::HUP).unwrap();
     let until = Instant::now() + SOON;
     while !said_of(&addr, "/api/v1/config").contains("\"value\":13") {
         assert!(Instant::now() < until, "the signal had no effect");
