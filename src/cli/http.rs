@@ -1,11 +1,12 @@
-//! Asks a running server for one of its JSON answers.
+//! Asks a running server for one of its answers.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
@@ -74,25 +75,53 @@ pub(super) async fn send_json(
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<Value> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    send(target, Asked { method, path, body, if_match: None }).await
+}
+
+/// A request.
+pub(super) struct Asked<'a> {
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    pub(super) body: String,
+    /// Which state of things it is to change; none for any.
+    pub(super) if_match: Option<&'a str>,
+}
+
+/// What a server answers to a request, as JSON.
+pub(super) async fn send(target: &Target, asked: Asked<'_>) -> anyhow::Result<Value> {
+    let path = asked.path.to_owned();
+    let answer = exchange(target, asked).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let Ok(body) = body else {
+        bail!("the answer of {} is too long or broken", target.authority);
+    };
+    let value: Value = serde_json::from_slice(&body.to_bytes())?;
+    if !status.is_success() {
+        bail!("{path}: {}", value["error"].as_str().unwrap_or(status.as_str()));
+    }
+    Ok(value)
+}
+
+/// The answer of a server, of which only the head was read.
+pub(super) async fn exchange(
+    target: &Target,
+    asked: Asked<'_>,
+) -> anyhow::Result<Response<Incoming>> {
     let Target { authority, encrypted, trust } = target;
     let stream = Box::pin(trust.connect(authority, *encrypted))
         .await
         .with_context(|| format!("no server answers at {authority}"))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path);
-    let request = request
-        .header(hyper::header::HOST, authority)
-        .body(Full::from(body.map(Value::to_string).unwrap_or_default()))?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let Ok(body) = body else { bail!("the answer of {authority} is too long or broken") };
-    driver.abort();
-    let value: Value = serde_json::from_slice(&body.to_bytes())?;
-    if !status.is_success() {
-        bail!("{path}: {}", value["error"].as_str().unwrap_or(status.as_str()));
+    // It ends when the answer is read, or dropped.
+    drop(tokio::spawn(connection));
+    let mut request = Request::builder().method(asked.method).uri(asked.path);
+    request = request.header(hyper::header::HOST, authority);
+    if let Some(tag) = asked.if_match {
+        request = request.header(hyper::header::IF_MATCH, format!("\"{tag}\""));
     }
-    Ok(value)
+    let request = request.body(Full::from(asked.body))?;
+    Ok(sender.send_request(request).await?)
 }

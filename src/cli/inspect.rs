@@ -40,7 +40,8 @@ pub(super) struct Args {
     id: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
-    /// Read the database of this directory instead; no server may be using it.
+    /// Read the database of this directory, or this copy of one, instead; no server may be using
+    /// it.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 }

@@ -2,15 +2,20 @@
 //!
 //! It refuses to know anything below its floor that the server does not offer.
 
+mod backup;
 mod check;
 mod dead_letters;
 mod demo;
+mod drain;
 mod http;
 mod inspect;
 mod keys;
 mod load;
+mod log_level;
 mod node;
 mod pair;
+mod pools;
+mod reload;
 mod serve;
 mod simulate;
 mod speak;
@@ -23,7 +28,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
-use crate::config::{Config, Faults, environment};
+use crate::config::{Config, Faults, Loaded, environment};
 
 /// Exit codes, as documented in docs/OPERATING.md.
 mod code {
@@ -67,6 +72,18 @@ enum Verb {
     Keys(keys::Args),
     /// Make a code that pairs one session with one node.
     Pair(pair::Args),
+    /// Have the server stopped in good order, or one node emptied.
+    Drain(drain::Args),
+    /// Give a node work again.
+    Undrain(drain::UndrainArgs),
+    /// Have settings and certificates read again.
+    Reload(reload::Args),
+    /// Show or change pools.
+    Pools(pools::Args),
+    /// Show or change what is logged.
+    LogLevel(log_level::Args),
+    /// Copy the database while the server runs, or a closed one.
+    Backup(backup::Args),
     /// Show what happened to a job, or what a closed database holds.
     Inspect(inspect::Args),
     /// Show, send again or drop what could not be brought to its end.
@@ -89,6 +106,12 @@ pub fn main() -> ExitCode {
         Verb::Load(args) => load::run(args),
         Verb::Keys(args) => keys::run(&args),
         Verb::Pair(args) => pair::run(&args),
+        Verb::Drain(args) => drain::run(&args),
+        Verb::Undrain(args) => drain::undrain(&args),
+        Verb::Reload(args) => reload::run(&args),
+        Verb::Pools(args) => pools::run(&args),
+        Verb::LogLevel(args) => log_level::run(&args),
+        Verb::Backup(args) => backup::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
     };
@@ -122,7 +145,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 type Outcome = Result<(), Failure>;
 
 /// Where configuration comes from.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct ConfigArgs {
     /// Configuration file (TOML); without one, the embedded defaults.
     #[arg(long, value_name = "FILE", env = "UTTERD_CONFIG")]
@@ -136,15 +159,15 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// File, environment and flags, in rising order of rank.
-    fn load(&self) -> Result<Config, Failure> {
+    /// File, environment and flags, in rising order of rank, with where each value was written.
+    fn read(&self) -> Result<Loaded, Faults> {
         let flags = [
             ("UTTERD_SERVER_LISTEN", self.listen.clone()),
             ("UTTERD_SERVER_DATA", self.data.as_ref().map(|d| d.display().to_string())),
         ];
         let flags = flags.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?)));
         let environment: std::collections::BTreeMap<_, _> = environment().chain(flags).collect();
-        Config::load(self.config.as_deref(), environment.into_iter()).map_err(faulty)
+        Config::load_placed(self.config.as_deref(), environment.into_iter())
     }
 }
 

@@ -383,6 +383,45 @@ fn a_file_that_is_no_toml_is_one_fault_with_its_place() {
 }
 
 #[test]
+fn what_can_be_read_beside_what_is_no_toml_is_judged_too() {
+    let text = "[server]\ndrain_ms = = 3\n[job]\nqueue_max = \"many\"\n[segmenter]\npause_ms = ?\n";
+    let Err(faults) = Config::parse(text, no_env()) else { panic!("taken for TOML") };
+    let told: Vec<_> = faults.0.iter().map(|fault| (&*fault.key, &fault.place)).collect();
+    assert_eq!(
+        told,
+        [
+            ("toml", &Place::Column(2, 12)),
+            ("job.queue_max", &Place::Line(4)),
+            ("toml", &Place::Column(6, 12)),
+        ],
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_change_takes_over_what_may_change_and_names_the_rest() {
+    let now = Config::parse("[job]\nqueue_max = 11\n", no_env()).unwrap();
+    let text =
+        "[job]\nqueue_max = 12\nhistory_max = 1\n[[pools]]\nname = \"a\"\npairs = [\"*:*\"]\n";
+    let new = Config::load_placed(None, no_env()).unwrap();
+    assert_eq!(Change::between(&Config::default(), new).unwrap().changed, []);
+    let config = Config::parse(text, no_env()).unwrap();
+    let change = Change::between(&now, config.into()).unwrap();
+    let one = |setting: &str, from: Option<&str>, to: &str| Changed {
+        setting: setting.to_owned(),
+        from: from.map(str::to_owned),
+        to: Some(to.to_owned()),
+    };
+    let pool = one("pools.a", None, "a table");
+    assert_eq!(change.changed, [one("job.queue_max", Some("11"), "12"), pool]);
+    assert_eq!(change.needs_restart, [one("job.history_max", Some("10_000"), "1")]);
+    let effective = change.effective.config;
+    assert_eq!((effective.job.queue_max, effective.job.history_max), (12, 10_000));
+    assert_eq!(effective.pools.len(), 1);
+    assert!(is_untold("webhook_secret") && !is_untold("session_keys_required"));
+}
+
+#[test]
 fn sections_that_are_no_tables_are_named() {
     assert_eq!(fault("job = 3\n"), "job: wrong type, given 3, allowed: a table, [job] (line 1)");
     let pools =
@@ -489,12 +528,12 @@ fn the_manual_has_a_row_for_every_setting() {
         assert!(table.contains(&format!("\n| `{key}` | ")), "{section}.{key}");
     }
     let row = "| `session_message_bytes_max` | integer | `1_048_576` (1 MiB) | bytes | \
-               4_096 to 67_108_864 | Largest message a session may send. |\n";
+               4_096 to 67_108_864 | at a restart | Largest message a session may send. |\n";
     assert!(manual.contains(row), "{manual}");
     assert!(manual.contains("### `[[pools]]`\n") && manual.contains("### `[[tenants]]`\n"));
     assert!(manual.contains("| `name` | text | required | "), "{manual}");
     let rows = manual.lines().filter(|line| line.starts_with('|'));
-    assert!(rows.clone().all(|row| row.replace("\\|", "").matches('|').count() == 7), "{manual}");
+    assert!(rows.clone().all(|row| row.replace("\\|", "").matches('|').count() == 8), "{manual}");
 }
 
 #[test]

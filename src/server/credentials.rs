@@ -9,15 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::routes::{Routes, fault, reply};
+use super::routes::{Routes, body_within, fault, reply};
 use super::shared::{Command, NodeTag, SessionTag, Shared};
-use crate::config;
+use crate::config::{self, Live};
 use crate::protocol::admin::{MakeKey, MakeToken};
 use crate::store::{KeyRow, Write};
 use crate::tenant::{Key, KeyKind, Keys, NoKey, Pass};
@@ -63,7 +62,11 @@ pub(super) fn fresh_secret() -> io::Result<[u8; 32]> {
 }
 
 /// The keys of a server that begins.
-pub(super) fn ring(secret: [u8; 32], config: &config::Auth, rows: Vec<KeyRow>) -> Keys {
+pub(super) fn ring(
+    secret: [u8; 32],
+    required: impl Into<Live<config::Auth>>,
+    rows: Vec<KeyRow>,
+) -> Keys {
     let of = |row: KeyRow| {
         let kind = KeyKind::ALL.into_iter().find(|kind| *kind as u8 == row.kind)?;
         Some(Key {
@@ -77,13 +80,7 @@ pub(super) fn ring(secret: [u8; 32], config: &config::Auth, rows: Vec<KeyRow>) -
             revoked_unix_ms: row.revoked_unix_ms,
         })
     };
-    let doors = [
-        (KeyKind::Session, config.session_keys_required),
-        (KeyKind::Node, config.node_keys_required),
-        (KeyKind::Admin, config.admin_keys_required),
-    ];
-    let required = doors.into_iter().filter(|(_, required)| *required).map(|(kind, _)| kind);
-    Keys::new(secret, required.collect(), rows.into_iter().filter_map(of).collect())
+    Keys::new(secret, required, rows.into_iter().filter_map(of).collect())
 }
 
 fn row(key: &Key) -> KeyRow {
@@ -363,10 +360,7 @@ impl Routes {
 }
 
 async fn body_of(request: Request<Incoming>) -> Result<bytes::Bytes, Response<Body>> {
-    match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(_) => Err(fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
-    }
+    body_within(request, BODY_BYTES_MAX).await
 }
 
 /// A key as operators see it; its secret is nowhere.

@@ -206,15 +206,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
 
     /// What the configured switches hold against a registration, if anything.
     fn unwelcome(&self, report: &Report) -> Option<&'static str> {
-        let config = &self.shared.config.node;
-        if config.require_gpu && report.gpus == 0 {
-            return Some("a GPU is required");
-        }
-        let schema = &config.require_schema;
-        if !schema.is_empty() && report.schema.as_deref() != Some(schema.as_str()) {
-            return Some("another capability_schema_version is required");
-        }
-        None
+        self.shared.settings.with(|v| held_against(&v.config.node, report))
     }
 
     fn heartbeat(&mut self, report: &Report) {
@@ -383,4 +375,15 @@ enum Greeting<'a> {
 
 fn fresh_id() -> NodeId {
     NodeId::from(format!("node-{:08X}", fastrand::u32(..)).as_str())
+}
+
+fn held_against(config: &crate::config::Node, report: &Report) -> Option<&'static str> {
+    if config.require_gpu && report.gpus == 0 {
+        return Some("a GPU is required");
+    }
+    let schema = &config.require_schema;
+    if !schema.is_empty() && report.schema.as_deref() != Some(schema.as_str()) {
+        return Some("another capability_schema_version is required");
+    }
+    None
 }

@@ -68,7 +68,7 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: &Audio, now: Now) {
         audio_bytes: 0,
         chunks: job.chunks,
     };
-    let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
+    let expires_unix_ms = now.unix_ms + shared.settings.with(|v| v.config.job.idempotency_ms);
     let (key, digest) = job.key();
     let idempotency = Some(IdemRow { key, job: job.id, digest, expires_unix_ms });
     let audio = audio.clone();

@@ -12,15 +12,15 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::json;
-use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::credentials::Admitted;
+use super::log_level;
 use super::node::NodeTask;
 use super::paths::methods_of;
 use super::session::SessionTask;
-use super::shared::{Command, Shared};
-use crate::config::{self, Pool};
+use super::shared::Shared;
+use crate::config::{self, Version};
 use crate::node::Node;
 use crate::protocol::{NodeId, limits};
 use crate::store::StoreStats;
@@ -28,8 +28,6 @@ use crate::telemetry::Metrics;
 use crate::tenant::{CODE_MS, KeyKind};
 use crate::transport::{Body, Connection, Limits, Outbox, Service, Stream, answer, upgrade};
 
-/// Longest request body read, in bytes.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Rows in one answer.
 pub(super) const ROWS_MAX: usize = 1_000;
 
@@ -88,10 +86,6 @@ impl Routes {
             },
             "/api/v1/stats" => self.stats(),
             "/api/v1/nodes" => reply(StatusCode::OK, &self.nodes()),
-            "/api/v1/pools" if request.method() == Method::GET => {
-                reply(StatusCode::OK, &self.pools())
-            }
-            "/api/v1/pools" => self.replace_pools(request).await,
             "/api/v1/rooms" => reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX)),
             "/api/v1/sessions" => reply(StatusCode::OK, &self.sessions()),
             "/api/v1/jobs" => reply(StatusCode::OK, &self.jobs()),
@@ -101,6 +95,7 @@ impl Routes {
                 Some(rest) if rest.starts_with('/') => {
                     self.keys(&[&rest[1..]], request, peer).await
                 }
+                _ if changes(other) => self.change(other, request, peer).await,
                 _ => self.about_one(other, &request, peer).await,
             },
         }
@@ -136,26 +131,22 @@ impl Routes {
     }
 
     fn has_gateway(&self) -> bool {
-        self.serves != Serves::Nodes && self.shared.config.gateway.enabled
+        self.serves != Serves::Nodes && self.shared.settings.with(|v| v.config.gateway.enabled)
     }
 
     fn session_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         if !self.shared.ready.load(SeqCst) {
             return self.not_now();
         }
-        let t = &self.shared.config.transport;
-        let limits = Limits {
-            message_bytes_max: t.session_message_bytes_max,
-            read_buffer_bytes: t.session_read_buffer_bytes,
-            outbox_bytes_max: t.session_outbox_bytes_max,
-            ..self.limits()
-        };
+        let (limits, frames_max) = self.shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (session_limits(t), t.session_outbox_frames_max)
+        });
         let pass = match self.admit(KeyKind::Session, request) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        let frames_max = t.session_outbox_frames_max;
         open_socket(request, peer, limits, frames_max, move |connection, outbox| {
             let admitted = Admitted::session(&shared, pass, &outbox);
             SessionTask::new(shared, peer, admitted, connection, outbox).run()
@@ -174,38 +165,19 @@ impl Routes {
     }
 
     fn node_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        let t = &self.shared.config.transport;
-        let limits = Limits {
-            message_bytes_max: t.node_message_bytes_max,
-            read_buffer_bytes: t.node_read_buffer_bytes,
-            outbox_bytes_max: t.node_outbox_bytes_max,
-            ..self.limits()
-        };
+        let (limits, frames_max) = self.shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (node_limits(t), t.node_outbox_frames_max)
+        });
         let pass = match self.admit(KeyKind::Node, request) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        open_socket(request, peer, limits, t.node_outbox_frames_max, move |connection, outbox| {
+        open_socket(request, peer, limits, frames_max, move |connection, outbox| {
             let admitted = Admitted::node(&shared, pass, &outbox);
             NodeTask::new(shared, peer, admitted, connection, outbox).run()
         })
-    }
-
-    pub(super) fn limits(&self) -> Limits {
-        let t = &self.shared.config.transport;
-        Limits {
-            message_bytes_max: t.session_message_bytes_max,
-            read_buffer_bytes: t.session_read_buffer_bytes,
-            // What is told together leaves together.
-            write_buffer_bytes: 4 * 1024,
-            outbox_bytes_max: t.session_outbox_bytes_max,
-            ping_interval: Duration::from_millis(t.ping_interval_ms),
-            pong_timeout: Duration::from_millis(t.pong_timeout_ms),
-            write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),
-            first_message_timeout: Duration::from_millis(t.first_message_timeout_ms),
-            close_timeout: Duration::from_millis(t.write_progress_timeout_ms),
-        }
     }
 
     fn readyz(&self) -> Response<Body> {
@@ -254,31 +226,79 @@ impl Routes {
         reply(StatusCode::OK, &json!({"node_id": node.id, "state": node.state(), "changed": moved}))
     }
 
-    async fn replace_pools(&self, request: Request<Incoming>) -> Response<Body> {
-        let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => return fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"),
-        };
-        let pools: Vec<Pool> = match serde_json::from_slice(&body) {
-            Ok(pools) => pools,
-            Err(error) => return fault(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
-        let (asked, answered) = oneshot::channel();
-        let command = Command::ReplacePools(pools, asked);
-        if self.shared.control.commands.try_send(command).is_err() {
-            return fault(StatusCode::SERVICE_UNAVAILABLE, "too many changes at once");
+    /// What an operator changes while the server runs.
+    async fn change(
+        &self,
+        path: &str,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let segments: Vec<&str> = path.trim_start_matches('/').split('/').skip(2).collect();
+        match (request.method(), segments.as_slice()) {
+            (&Method::GET, ["config"]) => self.settings(peer),
+            (&Method::POST, ["config", "reload"]) => self.reload_settings().await,
+            (&Method::POST, ["drain"]) => self.drain(),
+            (&Method::POST, ["backup"]) => self.backup(peer).await,
+            (&Method::GET, ["log-level"]) => log_level::page(),
+            (&Method::PUT, ["log-level"]) => log_level::set(request).await,
+            (_, ["pools", rest @ ..]) if rest.len() < 2 => {
+                let name = rest.first().map(|name| (*name).to_owned());
+                self.change_pools(name, request).await
+            }
+            _ => fault(StatusCode::NOT_FOUND, "no such page"),
         }
-        match answered.await {
-            Ok(Ok(version)) => reply(StatusCode::OK, &json!({"version": version})),
-            Ok(Err(faults)) => fault(StatusCode::UNPROCESSABLE_ENTITY, &faults.to_string()),
-            Err(_) => fault(StatusCode::SERVICE_UNAVAILABLE, "going down"),
-        }
+    }
+}
+
+/// Whether a path is one of those by which an operator changes the server.
+fn changes(path: &str) -> bool {
+    let first = path.strip_prefix("/api/v1/").and_then(|rest| rest.split('/').next());
+    first.is_some_and(|name| ["config", "drain", "backup", "log-level", "pools"].contains(&name))
+}
+
+/// Of a session's connection.
+pub(super) fn session_limits(t: &config::Transport) -> Limits {
+    Limits {
+        message_bytes_max: t.session_message_bytes_max,
+        read_buffer_bytes: t.session_read_buffer_bytes,
+        // What is told together leaves together.
+        write_buffer_bytes: 4 * 1024,
+        outbox_bytes_max: t.session_outbox_bytes_max,
+        ping_interval: Duration::from_millis(t.ping_interval_ms),
+        pong_timeout: Duration::from_millis(t.pong_timeout_ms),
+        write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),
+        first_message_timeout: Duration::from_millis(t.first_message_timeout_ms),
+        close_timeout: Duration::from_millis(t.write_progress_timeout_ms),
+    }
+}
+
+/// Of a node's connection.
+fn node_limits(t: &config::Transport) -> Limits {
+    Limits {
+        message_bytes_max: t.node_message_bytes_max,
+        read_buffer_bytes: t.node_read_buffer_bytes,
+        outbox_bytes_max: t.node_outbox_bytes_max,
+        ..session_limits(t)
+    }
+}
+
+/// The body of a request.
+pub(super) async fn body_within(
+    request: Request<Incoming>,
+    bytes_max: usize,
+) -> Result<Bytes, Response<Body>> {
+    match Limited::new(request.into_body(), bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(_) => Err(fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
     }
 }
 
 impl Service for Routes {
     async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        if let Some(origin) = strange_origin(&request, &self.shared.config.transport) {
+        let strange =
+            |version: &Version| strange_origin(&request, &version.config.transport).is_some();
+        if self.shared.settings.with(strange) {
+            let origin = request.headers().get(header::ORIGIN);
             debug!(%peer, ?origin, "an origin that is not allowed");
             self.shared.metrics.origins_refused.inc();
             return fault(StatusCode::FORBIDDEN, "this origin is not allowed");

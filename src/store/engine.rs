@@ -364,6 +364,11 @@ impl Reader {
         }
     }
 
+    /// Whether the database is still this one, and nobody waits for it to be let go.
+    pub(super) fn is_of(&self, db: &Arc<Database>) -> bool {
+        matches!(&**self.state.load(), Reading::Of(now) if Arc::ptr_eq(now, db))
+    }
+
     /// Lets the database go.
     pub(super) fn stop(&self) {
         self.state.store(Arc::new(Reading::Stopped));

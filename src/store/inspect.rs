@@ -9,6 +9,7 @@ use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::StoreError;
+use super::backup::{self, Copied};
 use super::codec::{self, CodecError, Record};
 use super::medium::FILE;
 use super::record::*;
@@ -162,10 +163,10 @@ pub struct ReadOnly {
     file: PathBuf,
 }
 
-/// Opens the database of a directory for looking. One that a server has open is
-/// [`StoreError::Locked`].
-pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
-    let file = dir.join(FILE);
+/// Opens the database of a directory, or a copy of one by its own name, for looking. One that a
+/// server has open is [`StoreError::Locked`].
+pub fn open_read_only(place: &Path) -> Result<ReadOnly, StoreError> {
+    let file = if place.is_file() { place.to_owned() } else { place.join(FILE) };
     if !file.exists() {
         return Err(StoreError::Absent { file });
     }
@@ -178,6 +179,11 @@ pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
 }
 
 impl ReadOnly {
+    /// Copies it into an empty file, which is not synced.
+    pub fn backup(&self, file: std::fs::File) -> Result<Copied, StoreError> {
+        backup::copy(&self.db.begin_read()?, file, &self.file, &|| Ok(()))
+    }
+
     /// A job by its id.
     pub fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         let txn = self.db.begin_read()?;

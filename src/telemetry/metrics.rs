@@ -81,6 +81,10 @@ metrics! {
         "TLS handshakes that came to nothing: `refused`, or `late`.";
     counters tls_reloads = "utterd_tls_reloads_total" ["outcome"]
         "Times that certificates were read again: `done`, or `refused` for faults in the files.";
+    counters config_reloads = "utterd_config_reloads_total" ["outcome"]
+        "Times that the configuration was read again: `done`, or `refused` for faults in it.";
+    gauge config_version = "utterd_config_version"
+        "Version of the settings in force: 1 at the start, one more with each reading.";
     counter origins_refused = "utterd_origins_refused_total"
         "Requests refused for the origin that their browser named.";
     gauge sessions = "utterd_sessions"

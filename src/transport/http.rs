@@ -14,8 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
@@ -27,14 +25,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
+use super::body::Body;
 use super::listen::Listen;
 use super::pipe::Stream;
 use super::socket::WebSocket;
 use super::tls::TlsDoor;
 use super::websocket::{Limits, server_socket};
-
-/// Every answer is whole before it is sent.
-pub type Body = Full<Bytes>;
+use crate::config::Live;
 
 /// A WebSocket that began as an HTTP request.
 pub type Socket = WebSocket<Stream>;
@@ -217,13 +214,13 @@ fn pause_after(error: &io::Error) -> Option<Duration> {
 #[derive(Debug, Clone)]
 pub struct House {
     open: Arc<AtomicUsize>,
-    connections_max: usize,
+    connections_max: Arc<Live<usize>>,
 }
 
 impl House {
     /// Room for so many sockets at once, WebSockets included.
-    pub fn new(connections_max: usize) -> Self {
-        Self { open: Arc::default(), connections_max }
+    pub fn new(connections_max: impl Into<Live<usize>>) -> Self {
+        Self { open: Arc::default(), connections_max: Arc::new(connections_max.into()) }
     }
 
     /// Sockets open now.
@@ -232,7 +229,8 @@ impl House {
     }
 
     fn admit(&self) -> Option<Permit> {
-        let room = |open: usize| (open < self.connections_max).then_some(open + 1);
+        let max = self.connections_max.with(|max| *max);
+        let room = |open: usize| (open < max).then_some(open + 1);
         self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(Permit(Arc::clone(&self.open)))
     }
@@ -296,7 +294,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Admitted<T> {
 
 /// A short plain-text answer.
 pub fn answer(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);

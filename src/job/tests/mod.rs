@@ -67,7 +67,7 @@ impl World {
         let (publisher, pools) = Publisher::new(Vec::new(), 1);
         let metrics = Arc::new(Metrics::new());
         let accounts = Accounts::new(config::TenantDefaults::default(), tenants, &metrics);
-        let admission = Admission::new(&config, 1_000, accounts);
+        let admission = Admission::new(config.clone(), 1_000, accounts);
         let scheduler = Scheduler::new(config, admission, 3, Arc::clone(&registry), pools, metrics);
         Self {
             scheduler,
