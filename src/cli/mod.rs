@@ -5,6 +5,7 @@
 mod check;
 mod dead_letters;
 mod demo;
+mod explain;
 mod http;
 mod inspect;
 mod keys;
@@ -12,9 +13,11 @@ mod load;
 mod node;
 mod pair;
 mod serve;
+mod show;
 mod simulate;
 mod speak;
 mod systemd;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,8 +70,12 @@ enum Verb {
     Keys(keys::Args),
     /// Make a code that pairs one session with one node.
     Pair(pair::Args),
-    /// Show what happened to a job, or what a closed database holds.
+    /// Show jobs, sessions, nodes, pools and rooms, of a server or of a closed database.
     Inspect(inspect::Args),
+    /// Tell who would get a job now, and why not the others.
+    Explain(explain::Args),
+    /// Watch a server: what it holds, its nodes, its jobs and its sessions.
+    Top(top::Args),
     /// Show, send again or drop what could not be brought to its end.
     DeadLetters(dead_letters::Args),
 }
@@ -90,6 +97,8 @@ pub fn main() -> ExitCode {
         Verb::Keys(args) => keys::run(&args),
         Verb::Pair(args) => pair::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
     };
     match outcome {

@@ -11,6 +11,7 @@ mod control;
 mod credentials;
 mod dead_letters;
 mod delivery;
+mod explain;
 mod node;
 mod pages;
 mod perform;
@@ -18,6 +19,7 @@ mod recover;
 mod rooms;
 mod routes;
 mod session;
+mod sessions;
 mod shared;
 
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use pages::explain_ended;
 pub use rooms::room_json;
+pub use sessions::undelivered;
 
 use crate::config::{Config, DRAIN_MS_MAX, Faults};
 use crate::job::Scheduler;

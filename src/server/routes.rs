@@ -85,6 +85,7 @@ impl Routes {
                 reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX))
             }
             "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
+            "/api/v1/explain" if get => self.explain(request.uri().query()),
             "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
             "/api/v1/usage" if get => reply(StatusCode::OK, &self.usage()),
             other => match other.strip_prefix("/api/v1/keys") {
@@ -109,6 +110,7 @@ impl Routes {
                 self.dead_letters(method, rest, request.uri().query(), peer).await
             }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
+            (&Method::GET, ["api", "v1", "sessions", id]) => self.session(id).await,
             (&Method::GET, ["api", "v1", "nodes", id]) => {
                 match self.shared.registry.get(&NodeId::from(*id)) {
                     Some(node) => reply(StatusCode::OK, &self.node(&node, self.shared.now())),
