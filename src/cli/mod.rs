@@ -10,6 +10,7 @@ mod http;
 mod inspect;
 mod keys;
 mod load;
+mod manual;
 mod node;
 mod pair;
 mod serve;
@@ -78,6 +79,10 @@ enum Verb {
     Top(top::Args),
     /// Show, send again or drop what could not be brought to its end.
     DeadLetters(dead_letters::Args),
+    /// Print the manual page of the program or of a verb.
+    Man(manual::ManArgs),
+    /// Print what a shell needs to complete this command line.
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the program; returns its exit code.
@@ -100,6 +105,8 @@ pub fn main() -> ExitCode {
         Verb::Explain(args) => explain::run(&args),
         Verb::Top(args) => top::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
+        Verb::Man(args) => manual::man(&args),
+        Verb::Completions(args) => manual::completions(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,6 +139,7 @@ type Outcome = Result<(), Failure>;
 
 /// Where configuration comes from.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Configuration")]
 struct ConfigArgs {
     /// Configuration file (TOML); without one, the embedded defaults.
     #[arg(long, value_name = "FILE", env = "UTTERD_CONFIG")]

@@ -10,11 +10,37 @@ use crate::config::Config;
 use crate::server::{Handed, STOP_MAX, Server, StartError, Stopped};
 use crate::telemetry;
 
+/// Runs the server until SIGTERM or SIGINT: sessions on /ws/session, nodes on /ws/node, pages for
+/// operators below /api/v1.
+///
+/// Settings come, in rising order of rank, from embedded defaults, a file, variables
+/// UTTERD_<SECTION>_<KEY>, and the flags below. It prints `utterd listening on HOST:PORT` when it
+/// takes sessions; the log goes to standard error.
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER, after_long_help = AFTER)]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 }
+
+const AFTER: &str = "\
+Examples:
+  utterd serve
+  utterd serve --config /etc/utterd/utterd.toml
+  UTTERD_LOG_LEVEL=debug utterd serve --listen 127.0.0.1:0 --data /tmp/utterd
+  utterd check --example > utterd.toml     every setting, with its meaning
+  utterd check utterd.toml                 every fault of a file at once
+
+Signals:
+  SIGTERM, SIGINT  stop in good order, within 30 s; a second one ends it at once
+  SIGHUP           read the certificates again
+
+Exit codes:
+  0   stopped in good order
+  2   the command line, the configuration or a certificate is at fault
+  65  the data directory cannot be used: locked, corrupt, vanished
+  69  an address cannot be listened on, or a socket handed over cannot be used
+  75  ended at once: asked to stop twice, or not in good order within 30 s";
 
 pub(super) fn run(args: Args) -> Outcome {
     let config = args.config.load()?;
@@ -44,12 +70,14 @@ async fn serve(config: Config, handed: Handed) -> Outcome {
         say(&format!("utterd listening for nodes on {}", server.node_addr()));
     }
     systemd::notify("READY=1");
+    let alive = tokio::spawn(systemd::keep_alive());
     tokio::select! {
         () = signals.next() => {}
         never = reload_on(hangups, &server) => match never {},
     }
     systemd::notify("STOPPING=1");
     stop(server, &mut signals).await;
+    alive.abort();
     Ok(())
 }
 
