@@ -188,6 +188,7 @@ async fn everything_can_be_inspected_while_it_runs_and_when_it_is_closed() {
     shows(&ask(&["nodes"]).await, &["n1", "ready", "asr nmt tts"]);
     shows(&ask(&["node", "n1"]).await, &["slots in use:          0 of", "zh:en"]);
     shows(&ask(&["pools"]).await, &["yes, but no node is in it", "yes, for 2 pairs", "in force:"]);
+    shows(&ask(&["pools"]).await, &["not that of the file: it was replaced while running"]);
     shows(&ask(&["pool", "near"]).await, &["zh:*", "n1"]);
     shows(&ask(&["pool", "en:zh"]).await, &["n1"]);
     shows(&ask(&["rooms"]).await, &[&room]);

@@ -70,7 +70,7 @@ fn yes(value: &Value) -> String {
 
 /// A line of a name and what it is, unless that is nothing.
 fn line(text: &mut String, name: &str, value: &Value) {
-    if !value.is_null() {
+    if !value.is_null() && value != "" {
         push(text, name, &cell(value));
     }
 }
@@ -237,7 +237,13 @@ fn first<'a>(value: &'a Value, keys: &[&str]) -> &'a Value {
 pub(super) fn pools(value: &Value) -> String {
     let mut text = String::new();
     line(&mut text, "snapshot", &value["version"]);
-    line(&mut text, "configuration", first(value, &["config_version"]));
+    let version = cell(&value["config_version"]);
+    let from = match value["as_in_file"].as_bool() {
+        Some(true) => ", that of the file",
+        Some(false) => ", not that of the file: it was replaced while running",
+        None => "",
+    };
+    push(&mut text, "configuration", &format!("{version}{from}"));
     text += "\nconfigured:\n";
     let mut table = Table::new(&["POOL", "PAIRS", "TENANTS", "SERVICES", "SEEN"]);
     for pool in rows(&value["config"], "") {
@@ -302,7 +308,7 @@ pub(super) fn pool(value: &Value) -> String {
 /// One pool out of all, by name; none if there is none of that name.
 pub(super) fn one_pool(all: &Value, name: &str) -> Option<Value> {
     let named = |pool: &&Value| pool["name"] == name;
-    let found: Vec<(&Value, &Value)> = in_force(all).filter(|(_, p)| named(&p)).collect();
+    let found: Vec<(&Value, &Value)> = in_force(all).filter(|(_, p)| named(p)).collect();
     let mut pool = match rows(&all["config"], "").iter().find(named) {
         Some(pool) => pool.clone(),
         // The pool that every pair has by nature.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Lang, NodeId, RoomCode, SessionId, TurnId};
+use super::trace::Traced;
 
 /// Why an utterance ended where it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
@@ -191,6 +192,8 @@ pub struct JobSpec {
     pub audio_ms: u32,
     /// Trace of the session or of the utterance.
     pub trace_id: Box<str>,
+    /// Where in its client's trace it stands, if the client says.
+    pub traced: Traced,
     /// Silence the node is to append, in milliseconds.
     pub padding_ms: Option<u32>,
     /// Why the utterance ended.
@@ -228,6 +231,7 @@ impl JobSpec {
             sample_rate: 16_000,
             audio_ms: 1_000,
             trace_id: "t".into(),
+            traced: Traced::default(),
             padding_ms: None,
             cut: Cut::Manual,
             streaming_asr: true,

@@ -16,6 +16,7 @@ pub mod room;
 mod scan;
 pub mod session;
 mod splice;
+pub mod trace;
 
 pub use error::{DecodeError, ErrorCode};
 pub use ids::{JobId, Lang, NodeId, Pair, RoomCode, SessionId, TurnId};

@@ -21,6 +21,7 @@ mod routes;
 mod session;
 mod sessions;
 mod shared;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -55,6 +56,7 @@ use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
+use traces::Traces;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,8 @@ pub struct Server {
     doors: Vec<Door>,
     control: JoinHandle<()>,
     rooms: JoinHandle<()>,
+    /// Sends traces, if there is a collector.
+    traces: Option<JoinHandle<()>>,
 }
 
 /// A listener whose connections are accepted.
@@ -237,14 +241,18 @@ impl Server {
         made: Made,
         addr: SocketAddr,
     ) -> Server {
-        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, made);
+        let (traces, ended) = Traces::configured(&config.telemetry).unzip();
+        let (shared, publisher, (commands, inbox), recovered) =
+            assemble(config, store, made, traces);
+        let traces = ended.map(|ended| tokio::spawn(traces::run(Arc::clone(&shared), ended)));
         let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
         let control = tokio::spawn(task.run());
         let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
         let rooms = tokio::spawn(rooms.run());
         let house = House::new(shared.config.transport.connections_max);
-        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control, rooms }
+        let doors = Vec::new();
+        Server { addr, node_addr: addr, shared, house, doors, control, rooms, traces }
     }
 
     /// Sessions are taken from now on.
@@ -336,6 +344,11 @@ impl Server {
         }
         self.control.abort();
         self.rooms.abort();
+        if let Some(traces) = self.traces
+            && tokio::time::timeout_at(deadline, traces).await.is_err()
+        {
+            warn!("the last traces were not taken in time");
+        }
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
             let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
@@ -411,6 +424,7 @@ fn assemble(
     config: Config,
     store: Option<(Store, Recovered)>,
     (clock, secret, tls): Made,
+    traces: Option<Traces>,
 ) -> Assembled {
     let (store, mut recovered) = store.unzip();
     let rows = recovered.as_mut().map(|r| std::mem::take(&mut r.keys)).unwrap_or_default();
@@ -421,6 +435,7 @@ fn assemble(
     let clock = Arc::new(clock);
     let metrics = Arc::new(Metrics::new());
     metrics.pause_ms.set(config.segmenter.pause_ms as i64);
+    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let registry = Arc::new(Registry::new(config.node.clone()));
     let (publisher, pools) = Publisher::new(pool_config, pool_version);
     let accounts = Accounts::new(config.tenant.clone(), &config.tenants, &metrics);
@@ -449,6 +464,7 @@ fn assemble(
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        traces,
         tls: Arc::new(tls),
         awaited: Default::default(),
         control,

@@ -174,10 +174,12 @@ impl Routes {
             })
             .collect();
         let config: Vec<&Pool> = snapshot.config.iter().map(Arc::as_ref).collect();
+        let as_in_file = config.iter().copied().eq(&self.shared.config.pools);
         json!({
             "version": snapshot.version,
             "config_version": snapshot.config_version,
             "config": config,
+            "as_in_file": as_in_file,
             "pairs": rows,
             "pairs_total": total,
         })

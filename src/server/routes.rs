@@ -340,14 +340,15 @@ pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
     for (lane, queued) in lanes {
         metrics.store_queued.with_label_values(&[lane]).set(queued as i64);
     }
-    metrics.store_last_commit_us.set(stats.last_commit_us as i64);
-    metrics.store_commits.set(stats.commits as i64);
-    metrics.store_bad_rows.set(stats.bad_rows as i64);
+    metrics.store_last_commit_seconds.set(stats.last_commit_us as f64 / 1e6);
+    Metrics::bring(&metrics.store_commits, stats.commits);
+    Metrics::bring(&metrics.store_bad_rows, stats.bad_rows);
     metrics.store_dead_letters.set(stats.dead_letters as i64);
-    metrics.store_dead_letters_expired.set(stats.dead_letters_expired as i64);
+    Metrics::bring(&metrics.store_dead_letters_expired, stats.dead_letters_expired);
     metrics.store_pressure.set(stats.pressure as i64);
     metrics.store_health.set(stats.health as i64);
     metrics.store_free_bytes.set(i64::try_from(stats.free_bytes).unwrap_or(i64::MAX));
-    metrics.store_syncs.set(stats.io.syncs as i64);
-    metrics.store_sync_us.set(stats.io.sync_us as i64);
+    Metrics::bring(&metrics.store_syncs, stats.io.syncs);
+    let spent = stats.io.sync_us as f64 / 1e6 - metrics.store_sync_seconds.get();
+    metrics.store_sync_seconds.inc_by(spent.max(0.0));
 }

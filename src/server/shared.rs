@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::awaited::Awaited;
 use super::clock::Clock;
 use super::credentials::{Admitted, Changed, KeyChange, Watch};
+use super::traces::Traces;
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Where ended jobs go to be told of as traces, if there is a collector.
+    pub(super) traces: Option<Traces>,
     /// Certificates of the listeners.
     pub(super) tls: Arc<Tls>,
     /// Nodes of an earlier run that may still come.
@@ -153,6 +156,8 @@ pub(super) struct Link {
     pub(super) peer: SocketAddr,
     /// Whether the node wants to be told what becomes of its results.
     pub(super) acks: AtomicBool,
+    /// Whether the node wants to know where in a trace its jobs stand.
+    pub(super) traces: AtomicBool,
 }
 
 /// Mail for a session's task.
