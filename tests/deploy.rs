@@ -206,7 +206,7 @@ fn shells_and_man_are_told_every_verb() {
     }
     assert!(printed(&["man"]).contains("utterd\\-explain(1)"));
     let serve = printed(&["man", "serve"]);
-    for part in ["Exit codes:", "SIGHUP", "\\-\\-config"] {
+    for part in ["rising order of rank", "Exit codes:", "SIGHUP", "\\-\\-config"] {
         assert!(serve.contains(part), "no {part} in\n{serve}");
     }
     let unknown = utterd().args(["man", "juggle"]).output().unwrap();

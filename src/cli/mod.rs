@@ -54,6 +54,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run the server.
+    ///
+    /// Sessions come to /ws/session, nodes to /ws/node, operators to /api/v1. Settings come, in
+    /// rising order of rank, from embedded defaults, a file, variables UTTERD_<SECTION>_<KEY>, and
+    /// the flags below. It prints `utterd listening on HOST:PORT` when it takes sessions; the log
+    /// goes to standard error.
     Serve(serve::Args),
     /// Check a configuration file and tell every fault at once.
     Check(check::Args),

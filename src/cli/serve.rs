@@ -10,12 +10,6 @@ use crate::config::Config;
 use crate::server::{Handed, STOP_MAX, Server, StartError, Stopped};
 use crate::telemetry;
 
-/// Runs the server until SIGTERM or SIGINT: sessions on /ws/session, nodes on /ws/node, pages for
-/// operators below /api/v1.
-///
-/// Settings come, in rising order of rank, from embedded defaults, a file, variables
-/// UTTERD_<SECTION>_<KEY>, and the flags below. It prints `utterd listening on HOST:PORT` when it
-/// takes sessions; the log goes to standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER, after_long_help = AFTER)]
 pub(super) struct Args {
