@@ -155,13 +155,21 @@ fn the_image_is_built_of_all_the_build_needs_and_runs_as_nobody() {
         assert!(ignored.lines().any(|line| line == format!("!{source}")), "{source} is left out");
         copy(&root().join(source), &dir.path().join(source));
     }
+    // Asked for a program that is not there, cargo looks whether all it knows of is there, and
+    // then builds nothing.
     let cargo = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--locked", "--format-version", "1"])
+        .args(["build", "--offline", "--locked", "--bin", "none", "--target-dir", "target"])
         .current_dir(dir.path())
         .output()
         .unwrap();
-    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let said = String::from_utf8_lossy(&cargo.stderr);
+    assert!(said.contains("no bin target named `none`") && said.contains("    utterd"), "{said}");
     let manifest = read("Cargo.toml");
+    let sources = manifest.lines().filter_map(|line| line.strip_prefix("path = \"src/"));
+    for source in sources.map(|rest| format!("src/{}", rest.trim_end_matches('"'))) {
+        assert!(dir.path().join(&source).exists(), "{source} is not copied");
+    }
+    assert!(dir.path().join("Cargo.lock").exists(), "it is built with --locked");
     let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
     assert!(build.contains(&format!("rust:{}-", version.trim_matches('"'))), "another compiler");
     let user = run.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
