@@ -1,9 +1,13 @@
-//! What people say, and what opens their sessions, is in no log and no metric.
+//! What people say, and what opens their sessions, is in no log, no metric and on no page for
+//! operators (of traces: tests/traces.rs).
 
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::json;
 use support::{FakeNode, Peer, http, http_with, register_message, speech};
@@ -11,12 +15,11 @@ use support::{FakeNode, Peer, http, http_with, register_message, speech};
 /// Said, translated, and refused: words that occur nowhere else.
 const CANARIES: [&str; 3] = ["quetzalcoatl", "axolotlish", "chinchillada"];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
-    let data = tempfile::tempdir().unwrap();
+/// A server whose log is as loud as it can be; where it is, and its log once it has ended.
+fn start(data: &Path) -> (Child, SocketAddr, JoinHandle<std::io::Result<String>>) {
     let mut server = Command::new(env!("CARGO_BIN_EXE_utterd"))
         .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(data.path())
+        .arg(data)
         .env("UTTERD_LOG_LEVEL", "trace")
         .env("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "0")
         .stdout(Stdio::piped())
@@ -31,6 +34,32 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let addr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    (server, addr, log)
+}
+
+/// What operators read of a session and its job, asked for with a key.
+async fn pages(addr: SocketAddr, session: &str, job: &str) -> String {
+    let key = "authorization: Bearer uk_ocelotl\r\n";
+    let mut pages = String::new();
+    for page in [
+        "sessions",
+        &format!("sessions/{session}"),
+        "jobs",
+        &format!("jobs/{job}"),
+        "explain?from=zh&to=en",
+    ] {
+        let path = format!("/api/v1/{page}");
+        let (status, body) = http_with(addr, "GET", &path, key, "").await;
+        assert_eq!(status, 200, "{path}");
+        pages += &body;
+    }
+    pages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
+    let data = tempfile::tempdir().unwrap();
+    let (mut server, addr, log) = start(data.path());
 
     make_it_louder(addr).await;
     let node = Peer::connect(addr, "/ws/node").await;
@@ -68,6 +97,7 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
         back.expect("session_resume_ack").await;
     }
     let (_, metrics) = http(addr, "GET", "/metrics", "").await;
+    let pages = pages(addr, &session, job["job_id"].as_str().unwrap()).await;
     server.kill().unwrap();
     server.wait().unwrap();
 
@@ -75,9 +105,11 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
     assert!(log.contains(&session), "the log is as loud as it can be");
     let speech = base64_simd::STANDARD.encode_to_string(speech(256));
     let spoken = base64_simd::STANDARD.encode_to_string(CANARIES[2]);
-    for canary in CANARIES.iter().copied().chain([&*secret, &speech[..64], &spoken]) {
+    let secrets = [&*secret, &speech[..64], &spoken, "ocelotl"];
+    for canary in CANARIES.iter().copied().chain(secrets) {
         assert!(!log.contains(canary), "`{canary}` is in the log");
         assert!(!metrics.contains(canary), "`{canary}` is in the metrics");
+        assert!(!pages.contains(canary), "`{canary}` is on a page for operators");
     }
 }
 

@@ -113,6 +113,7 @@ pub fn spec(session: SessionId, utterance_index: u64, pair: Pair) -> JobSpec {
         sample_rate: 16_000,
         audio_ms: 1_000,
         trace_id: "trace-2f1c8a90".into(),
+        traced: Default::default(),
         padding_ms: Some(280),
         cut: Cut::Manual,
         streaming_asr: true,

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -17,12 +18,14 @@ use crate::peer::dial::{Identity, Trust};
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A running server.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Target {
     /// `HOST:PORT`.
     authority: String,
     encrypted: bool,
     trust: Trust,
+    /// What to show as `Authorization`, if anything.
+    credential: Option<HeaderValue>,
 }
 
 impl Target {
@@ -31,7 +34,25 @@ impl Target {
     pub(super) fn new(address: &str, trust: Trust) -> Self {
         let (scheme, rest) = address.split_once("://").unwrap_or(("http", address));
         let encrypted = matches!(scheme, "https" | "wss");
-        Self { authority: rest.trim_end_matches('/').to_owned(), encrypted, trust }
+        let authority = rest.trim_end_matches('/').to_owned();
+        Self { authority, encrypted, trust, credential: None }
+    }
+
+    /// With a key to show.
+    fn showing(self, key: Option<&str>) -> Result<Self, Failure> {
+        let bearer = |key: &str| {
+            let mut value = HeaderValue::try_from(format!("Bearer {key}"))?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        };
+        let credential = key.map(bearer).transpose();
+        let fault = |_| Failure::new(code::USAGE, anyhow::anyhow!("that is no key"));
+        Ok(Self { credential: credential.map_err(fault)?, ..self })
+    }
+
+    /// `HOST:PORT`.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
     }
 }
 
@@ -44,11 +65,15 @@ pub(super) struct ServerArgs {
     /// Certificates to believe, and no others (PEM).
     #[arg(long, global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Admin key of the server's to show, if it asks for one.
+    #[arg(long, global = true, env = "UTTERD_KEY", hide_env_values = true)]
+    api_key: Option<String>,
 }
 
 impl ServerArgs {
     pub(super) fn target(&self) -> Result<Target, Failure> {
-        Ok(Target::new(&self.server, trust(self.ca.as_deref(), None)?))
+        let target = Target::new(&self.server, trust(self.ca.as_deref(), None)?);
+        target.showing(self.api_key.as_deref())
     }
 }
 
@@ -109,7 +134,7 @@ pub(super) async fn exchange(
     target: &Target,
     asked: Asked<'_>,
 ) -> anyhow::Result<Response<Incoming>> {
-    let Target { authority, encrypted, trust } = target;
+    let Target { authority, encrypted, trust, credential } = target;
     let stream = Box::pin(trust.connect(authority, *encrypted))
         .await
         .with_context(|| format!("no server answers at {authority}"))?;
@@ -118,7 +143,10 @@ pub(super) async fn exchange(
     // It ends when the answer is read, or dropped.
     drop(tokio::spawn(connection));
     let mut request = Request::builder().method(asked.method).uri(asked.path);
-    request = request.header(hyper::header::HOST, authority);
+    request = request.header(HOST, authority);
+    if let Some(credential) = credential {
+        request = request.header(AUTHORIZATION, credential);
+    }
     if let Some(tag) = asked.if_match {
         request = request.header(hyper::header::IF_MATCH, format!("\"{tag}\""));
     }

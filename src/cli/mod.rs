@@ -7,19 +7,23 @@ mod check;
 mod dead_letters;
 mod demo;
 mod drain;
+mod explain;
 mod http;
 mod inspect;
 mod keys;
 mod load;
 mod log_level;
+mod manual;
 mod node;
 mod pair;
 mod pools;
 mod reload;
 mod serve;
+mod show;
 mod simulate;
 mod speak;
 mod systemd;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +59,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run the server.
+    ///
+    /// Sessions come to /ws/session, nodes to /ws/node, operators to /api/v1. Settings come, in
+    /// rising order of rank, from embedded defaults, a file, variables UTTERD_<SECTION>_<KEY>, and
+    /// the flags below. It prints `utterd listening on HOST:PORT` when it takes sessions; the log
+    /// goes to standard error.
     Serve(serve::Args),
     /// Check a configuration file and tell every fault at once.
     Check(check::Args),
@@ -84,10 +93,18 @@ enum Verb {
     LogLevel(log_level::Args),
     /// Copy the database while the server runs, or a closed one.
     Backup(backup::Args),
-    /// Show what happened to a job, or what a closed database holds.
+    /// Show jobs, sessions, nodes, pools and rooms, of a server or of a closed database.
     Inspect(inspect::Args),
+    /// Tell who would get a job now, and why not the others.
+    Explain(explain::Args),
+    /// Watch a server: what it holds, its nodes, its jobs and its sessions.
+    Top(top::Args),
     /// Show, send again or drop what could not be brought to its end.
     DeadLetters(dead_letters::Args),
+    /// Print the manual page of the program or of a verb.
+    Man(manual::ManArgs),
+    /// Print what a shell needs to complete this command line.
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the program; returns its exit code.
@@ -113,7 +130,11 @@ pub fn main() -> ExitCode {
         Verb::LogLevel(args) => log_level::run(&args),
         Verb::Backup(args) => backup::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
+        Verb::Man(args) => manual::man(&args),
+        Verb::Completions(args) => manual::completions(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -146,6 +167,7 @@ type Outcome = Result<(), Failure>;
 
 /// Where configuration comes from.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Configuration")]
 struct ConfigArgs {
     /// Configuration file (TOML); without one, the embedded defaults.
     #[arg(long, value_name = "FILE", env = "UTTERD_CONFIG")]

@@ -14,10 +14,30 @@ use crate::server::{Handed, STOP_MAX, Server, Source, StartError, Stopped};
 use crate::telemetry;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER, after_long_help = AFTER)]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 }
+
+const AFTER: &str = "\
+Examples:
+  utterd serve
+  utterd serve --config /etc/utterd/utterd.toml
+  UTTERD_LOG_LEVEL=debug utterd serve --listen 127.0.0.1:0 --data /tmp/utterd
+  utterd check --example > utterd.toml     every setting, with its meaning
+  utterd check utterd.toml                 every fault of a file at once
+
+Signals:
+  SIGTERM, SIGINT  stop in good order, within 30 s; a second one ends it at once
+  SIGHUP           read the certificates again
+
+Exit codes:
+  0   stopped in good order
+  2   the command line, the configuration or a certificate is at fault
+  65  the data directory cannot be used: locked, corrupt, vanished
+  69  an address cannot be listened on, or a socket handed over cannot be used
+  75  ended at once: asked to stop twice, or not in good order within 30 s";
 
 pub(super) fn run(args: Args) -> Outcome {
     let loaded = args.config.read().map_err(faulty)?;
@@ -51,6 +71,7 @@ async fn serve(loaded: Loaded, source: Source, handed: Handed) -> Outcome {
     server.reload_from(source);
     let asked = server.asked_to_stop();
     systemd::notify("READY=1");
+    let alive = tokio::spawn(systemd::keep_alive());
     tokio::select! {
         () = signals.next() => {}
         () = asked => {}
@@ -58,6 +79,7 @@ async fn serve(loaded: Loaded, source: Source, handed: Handed) -> Outcome {
     }
     systemd::notify("STOPPING=1");
     stop(server, &mut signals).await;
+    alive.abort();
     Ok(())
 }
 

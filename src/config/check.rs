@@ -274,6 +274,11 @@ pub(super) fn is_host_port(text: &str) -> bool {
 }
 
 /// Whether a text is an origin as a browser writes it: no path, and no port that is the scheme's.
+pub(super) fn is_collector(text: &str) -> bool {
+    let Ok(uri) = text.parse::<hyper::Uri>() else { return false };
+    uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
+}
+
 pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, place)) = text.split_once("://") else { return false };
     let usual = match scheme.to_ascii_lowercase().as_str() {

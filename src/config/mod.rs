@@ -58,6 +58,8 @@ pub struct Config {
     pub store: Store,
     /// The log on standard error.
     pub log: Log,
+    /// Traces for a collector.
+    pub telemetry: Telemetry,
     /// Named shares of the nodes; none means one pool for every pair and tenant.
     pub pools: Vec<Pool>,
     /// Tenants with a share and limits of their own.
@@ -132,7 +134,7 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 13] {
+    fn sections(&mut self) -> [&mut dyn Section; 14] {
         let Self {
             server,
             transport,
@@ -147,12 +149,13 @@ impl Config {
             node,
             store,
             log,
+            telemetry,
             pools: _,
             tenants: _,
         } = self;
         [
             server, transport, tls, auth, segmenter, session, room, gateway, tenant, job, node,
-            store, log,
+            store, log, telemetry,
         ]
     }
 }
@@ -211,6 +214,8 @@ const AUDIO: Allowed = from_to(0, 10_000_000);
 const PERCENT: Allowed = Allowed::Real(0.0, 100.0);
 const HOST_PORT: Allowed =
     Text("HOST:PORT, such as 127.0.0.1:5010, [::1]:5010 or localhost:0", check::is_host_port);
+const COLLECTOR: Allowed =
+    Text("http://HOST:PORT/PATH, usually http://HOST:4318/v1/traces", check::is_collector);
 const NOT_EMPTY: Allowed = Text("a path that is not empty", |text| !text.is_empty());
 const LOG_FILTER: Allowed = Text(
     "levels off, error, warn, info, debug, trace, or TARGET=LEVEL, split by commas",
@@ -617,6 +622,18 @@ choices! {
         Pretty = "pretty",
         /// One JSON object.
         Json = "json",
+    }
+}
+
+section! {
+    /// Traces of jobs for a collector, over HTTP as protobuf (OTLP).
+    Telemetry in "telemetry" restart {
+        /// Where they go; unset, none are made.
+        otlp_endpoint: Option<String> = None, "none", COLLECTOR;
+        /// Ended jobs that may wait for the collector; beyond, traces are dropped and counted.
+        queue_max: usize = 4_096, "jobs", from_to(1, 1_000_000);
+        /// Share of the jobs traced whose client does not say whether to.
+        sample_percent: u32 = 100, "percent", from_to(0, 100);
     }
 }
 

@@ -9,6 +9,7 @@ mod binding;
 mod deadline;
 mod explain;
 mod hello;
+mod outlook;
 mod place;
 mod queue;
 mod settle;
@@ -38,6 +39,7 @@ use crate::tenant::{Account, Accounts, Admission, Denied};
 
 pub use deadline::Wheel;
 pub use hello::Welcome;
+pub use outlook::Outlook;
 pub use queue::WaitQueue;
 pub use settle::Answered;
 pub use state::{Event, Phase, State, transition};

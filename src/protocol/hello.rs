@@ -114,9 +114,14 @@ struct AttemptWire {
 }
 
 impl HelloWire {
+    /// Whether the node offers an extension.
+    pub(super) fn offers(&self, name: &str) -> bool {
+        self.extensions.iter().any(|e| e == name)
+    }
+
     /// The hello, if the node offers the extension and says which run of its program it is.
     pub(super) fn read(self) -> Option<Hello> {
-        let offered = self.extensions.iter().any(|e| e == RESULT_ACK);
+        let offered = self.offers(RESULT_ACK);
         let boot_id = self.boot_id.unwrap_or_default();
         if !offered || boot_id.is_empty() || boot_id.len() > limits::ID_BYTES_MAX {
             return None;

@@ -17,6 +17,7 @@ pub mod room;
 mod scan;
 pub mod session;
 mod splice;
+pub mod trace;
 pub mod wav;
 
 pub use error::{DecodeError, ErrorCode};

@@ -12,6 +12,7 @@ use super::error::DecodeError;
 use super::hello::{AckStatus, Hello, HelloWire, Instruction};
 use super::ids::{JobId, Lang, Pair, SessionId, TurnId};
 use super::job::{Audio, FeatureFlags, JobSpec, Pipeline};
+use super::trace::TraceParent;
 use super::{lenient, limits, splice};
 
 /// A message from a node.
@@ -258,6 +259,8 @@ pub struct Report {
     pub accept_public_jobs: bool,
     /// Extension: what it has from before (registration only).
     pub hello: Option<Box<Hello>>,
+    /// Extension: it wants to know where in a trace its jobs stand (registration only).
+    pub traces: bool,
 }
 
 impl From<ReportWire> for Report {
@@ -297,6 +300,7 @@ impl From<ReportWire> for Report {
             max_concurrent_jobs: wire.max_concurrent_jobs,
             accept_public_jobs: wire.accept_public_jobs.unwrap_or(true),
             hello: None,
+            traces: false,
         }
     }
 }
@@ -486,8 +490,10 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
     }
     match parse::<Tag>(frame)?.kind.as_str() {
         "node_register" => {
-            let hello = parse::<HelloWire>(frame)?.read().map(Box::new);
-            let report = Report { hello, ..*report(frame)? };
+            let offer = parse::<HelloWire>(frame)?;
+            let traces = offer.offers(TraceParent::NAME);
+            let hello = offer.read().map(Box::new);
+            let report = Report { hello, traces, ..*report(frame)? };
             Ok(Message::Register(Box::new(report)))
         }
         "node_heartbeat" => report(frame).map(Message::Heartbeat),
@@ -649,6 +655,8 @@ struct JobAssign<'a> {
     partial_update_interval_ms: u64,
     trace_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<TraceParent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     padding_ms: Option<u32>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_manual_cut: bool,
@@ -685,8 +693,15 @@ fn derived_lang(spec: &JobSpec) -> Option<Lang> {
     spec.audience.as_ref().filter(|audience| !audience.wanted).map(|_| spec.tgt)
 }
 
-/// The frame of `job_assign`: the fields as JSON, the audio moved in as base64.
-pub fn encode_job_assign(job_id: JobId, attempt_id: u32, spec: &JobSpec, audio: &Audio) -> Bytes {
+/// The frame of `job_assign`: the fields as JSON, the audio moved in as base64. `traceparent` only
+/// to nodes that know it.
+pub fn encode_job_assign(
+    job_id: JobId,
+    attempt_id: u32,
+    spec: &JobSpec,
+    audio: &Audio,
+    traceparent: Option<TraceParent>,
+) -> Bytes {
     use super::job::Cut;
     let head = JobAssign {
         job_id,
@@ -707,6 +722,7 @@ pub fn encode_job_assign(job_id: JobId, attempt_id: u32, spec: &JobSpec, audio: 
         enable_streaming_asr: spec.streaming_asr,
         partial_update_interval_ms: spec.partial_interval_ms,
         trace_id: &spec.trace_id,
+        traceparent,
         padding_ms: spec.padding_ms,
         is_manual_cut: spec.cut == Cut::Manual,
         is_timeout_triggered: spec.cut.closes_turn() && spec.cut != Cut::Manual,

@@ -11,6 +11,7 @@ use super::ids::{JobId, Lang, NodeId, SessionId};
 use super::job::{FeatureFlags, Pipeline};
 use super::node::JobResult;
 use super::room::{self, InRoom, RoomRequest, Signal};
+use super::trace::TraceParent;
 use super::{lenient, limits, splice};
 
 /// A message from a client.
@@ -86,6 +87,9 @@ pub struct Init {
     /// Trace of the whole session; made here when absent.
     #[serde(default)]
     pub trace_id: Option<String>,
+    /// Extension: where in the client's trace the session stands.
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub traceparent: Option<TraceParent>,
     /// Extension: form of the chunk stream, `opus` or `pcm16`; sniffed when absent.
     #[serde(default)]
     pub audio_format: Option<String>,
@@ -213,6 +217,9 @@ pub struct UtteranceHead {
     pub auto_langs: Option<Vec<Lang>>,
     #[serde(default)]
     pub trace_id: Option<String>,
+    /// Extension: where in the client's trace it stands.
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub traceparent: Option<TraceParent>,
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
     /// Extension: the client's own name for it; sent again, it finds the job that exists.

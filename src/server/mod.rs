@@ -13,6 +13,7 @@ mod credentials;
 mod dead_letters;
 mod delivery;
 mod documents;
+mod explain;
 mod gateway;
 mod log_level;
 mod node;
@@ -25,7 +26,9 @@ mod reload;
 mod rooms;
 mod routes;
 mod session;
+mod sessions;
 mod shared;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +50,7 @@ pub use pages::explain_ended;
 pub use paths::PATHS;
 pub use reload::{Reloaded, Source, Unreloaded};
 pub use rooms::room_json;
+pub use sessions::undelivered;
 
 use crate::config::{Config, DRAIN_MS_MAX, Faults, Loaded, Setter};
 use crate::job::Scheduler;
@@ -61,6 +65,7 @@ use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
+use traces::Traces;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +149,8 @@ pub struct Server {
     doors: Vec<Door>,
     control: JoinHandle<()>,
     rooms: JoinHandle<()>,
+    /// Sends traces, if there is a collector.
+    traces: Option<JoinHandle<()>>,
 }
 
 /// A listener whose connections are accepted.
@@ -248,7 +255,10 @@ impl Server {
         made: Made,
         addr: SocketAddr,
     ) -> Server {
-        let (shared, writers, (commands, inbox), recovered) = assemble(loaded, store, made);
+        let telemetry = loaded.config.telemetry.clone();
+        let (traces, ended) = Traces::configured(&telemetry).unzip();
+        let (shared, writers, (commands, inbox), recovered) = assemble(loaded, store, made, traces);
+        let traces = ended.map(|ended| tokio::spawn(traces::run(Arc::clone(&shared), ended)));
         let rooms = recover::restore(&shared, recovered);
         let task = ControlTask::new(Arc::clone(&shared), writers, commands);
         let control = tokio::spawn(task.run());
@@ -256,7 +266,8 @@ impl Server {
         let rooms = tokio::spawn(rooms.run());
         let house =
             House::new(shared.settings.part(|version| &version.config.transport.connections_max));
-        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control, rooms }
+        let doors = Vec::new();
+        Server { addr, node_addr: addr, shared, house, doors, control, rooms, traces }
     }
 
     /// Sessions are taken from now on.
@@ -370,6 +381,11 @@ impl Server {
         }
         self.control.abort();
         self.rooms.abort();
+        if let Some(traces) = self.traces
+            && tokio::time::timeout_at(deadline, traces).await.is_err()
+        {
+            warn!("the last traces were not taken in time");
+        }
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
             let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
@@ -445,6 +461,7 @@ fn assemble(
     loaded: Loaded,
     store: Option<(Store, Recovered)>,
     (clock, secret, tls): Made,
+    traces: Option<Traces>,
 ) -> Assembled {
     let (store, mut recovered) = store.unzip();
     let rows = recovered.as_mut().map(|r| std::mem::take(&mut r.keys)).unwrap_or_default();
@@ -459,6 +476,7 @@ fn assemble(
     let metrics = Arc::new(Metrics::new());
     metrics.pause_ms.set(config.segmenter.pause_ms as i64);
     metrics.config_version.set(1);
+    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     let registry = Arc::new(Registry::new(settings.part(|version| &version.config.node)));
     let (publisher, pools) = Publisher::begin(pool_config, pool_version, overriding);
     let accounts = Accounts::by(settings.part(|version| &version.tenants), &metrics);
@@ -488,6 +506,7 @@ fn assemble(
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        traces,
         tls: Arc::new(tls),
         awaited: Default::default(),
         control,

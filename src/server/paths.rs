@@ -16,6 +16,8 @@ pub const PATHS: &[(&str, &[&str])] = &[
     ("/api/v1/stats", &["GET"]),
     ("/api/v1/usage", &["GET"]),
     ("/api/v1/sessions", &["GET"]),
+    ("/api/v1/sessions/{}", &["GET"]),
+    ("/api/v1/explain", &["GET"]),
     ("/api/v1/rooms", &["GET"]),
     ("/api/v1/jobs", &["GET"]),
     ("/api/v1/jobs/{}", &["GET"]),

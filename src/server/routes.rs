@@ -88,6 +88,7 @@ impl Routes {
             "/api/v1/nodes" => reply(StatusCode::OK, &self.nodes()),
             "/api/v1/rooms" => reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX)),
             "/api/v1/sessions" => reply(StatusCode::OK, &self.sessions()),
+            "/api/v1/explain" => self.explain(request.uri().query()),
             "/api/v1/jobs" => reply(StatusCode::OK, &self.jobs()),
             "/api/v1/usage" => reply(StatusCode::OK, &self.usage()),
             other => match other.strip_prefix("/api/v1/keys") {
@@ -113,6 +114,7 @@ impl Routes {
                 self.dead_letters(method, rest, request.uri().query(), peer).await
             }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
+            (&Method::GET, ["api", "v1", "sessions", id]) => self.session(id).await,
             (&Method::GET, ["api", "v1", "nodes", id]) => {
                 match self.shared.registry.get(&NodeId::from(*id)) {
                     Some(node) => reply(StatusCode::OK, &self.node(&node, self.shared.now())),
@@ -381,14 +383,15 @@ pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
     for (lane, queued) in lanes {
         metrics.store_queued.with_label_values(&[lane]).set(queued as i64);
     }
-    metrics.store_last_commit_us.set(stats.last_commit_us as i64);
-    metrics.store_commits.set(stats.commits as i64);
-    metrics.store_bad_rows.set(stats.bad_rows as i64);
+    metrics.store_last_commit_seconds.set(stats.last_commit_us as f64 / 1e6);
+    Metrics::bring(&metrics.store_commits, stats.commits);
+    Metrics::bring(&metrics.store_bad_rows, stats.bad_rows);
     metrics.store_dead_letters.set(stats.dead_letters as i64);
-    metrics.store_dead_letters_expired.set(stats.dead_letters_expired as i64);
+    Metrics::bring(&metrics.store_dead_letters_expired, stats.dead_letters_expired);
     metrics.store_pressure.set(stats.pressure as i64);
     metrics.store_health.set(stats.health as i64);
     metrics.store_free_bytes.set(i64::try_from(stats.free_bytes).unwrap_or(i64::MAX));
-    metrics.store_syncs.set(stats.io.syncs as i64);
-    metrics.store_sync_us.set(stats.io.sync_us as i64);
+    Metrics::bring(&metrics.store_syncs, stats.io.syncs);
+    let spent = stats.io.sync_us as f64 / 1e6 - metrics.store_sync_seconds.get();
+    metrics.store_sync_seconds.inc_by(spent.max(0.0));
 }

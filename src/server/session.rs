@@ -588,6 +588,9 @@ impl SessionTask {
                         && let Some(job) = self.shared.scheduler.job(*job)
                     {
                         job.stamps.mark(Stage::Durable, self.shared.now().us);
+                        if let Some(us) = job.stamps.between(Stage::Settled, Stage::Durable) {
+                            self.shared.metrics.journal_seconds.observe(us as f64 / 1e6);
+                        }
                     }
                     self.input(Input::News(news)).await;
                 }

@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::credentials::{Admitted, Changed, KeyChange, Watch};
 use super::pools::{PoolEdit, PoolsChanged};
 use super::reload::Reloads;
+use super::traces::Traces;
 use crate::config::{self, Change, Settings};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Where ended jobs go to be told of as traces, if there is a collector.
+    pub(super) traces: Option<Traces>,
     /// Certificates of the listeners.
     pub(super) tls: Arc<Tls>,
     /// Nodes of an earlier run that may still come.
@@ -163,6 +166,8 @@ pub(super) struct Link {
     pub(super) peer: SocketAddr,
     /// Whether the node wants to be told what becomes of its results.
     pub(super) acks: AtomicBool,
+    /// Whether the node wants to know where in a trace its jobs stand.
+    pub(super) traces: AtomicBool,
 }
 
 /// Mail for a session's task.

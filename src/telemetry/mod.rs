@@ -2,7 +2,8 @@
 
 pub mod log;
 mod metrics;
+mod seeds;
 mod stage;
 
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Reference};
 pub use stage::{Now, Stage, Stamps};
