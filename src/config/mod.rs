@@ -49,6 +49,8 @@ pub struct Config {
     pub node: Node,
     /// What is kept on disk.
     pub store: Store,
+    /// The operators' pages.
+    pub console: Console,
     /// The log on standard error.
     pub log: Log,
     /// Named shares of the nodes; none means one pool for every pair and tenant.
@@ -101,7 +103,7 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 12] {
+    fn sections(&mut self) -> [&mut dyn Section; 13] {
         let Self {
             server,
             transport,
@@ -114,11 +116,15 @@ impl Config {
             job,
             node,
             store,
+            console,
             log,
             pools: _,
             tenants: _,
         } = self;
-        [server, transport, tls, auth, segmenter, session, room, tenant, job, node, store, log]
+        [
+            server, transport, tls, auth, segmenter, session, room, tenant, job, node, store,
+            console, log,
+        ]
     }
 }
 
@@ -545,6 +551,16 @@ section! {
         refuse_sessions_percent: u64 = 5, "percent", from_to(0, 100);
         /// ...or as bytes, whichever is less.
         refuse_sessions_bytes: u64 = 134_217_728, "bytes", from_to(0, 1_024 * GIB);
+    }
+}
+
+section! {
+    /// The pages at `/console`.
+    Console in "console" {
+        /// Whether there are any.
+        enabled: bool = true, "none", Any;
+        /// Open consoles that are kept up to date; further ones are answered 503.
+        viewers_max: usize = 32, "consoles", from_to(1, 1_000);
     }
 }
 

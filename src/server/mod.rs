@@ -7,6 +7,7 @@
 mod awaited;
 mod certificates;
 mod clock;
+mod console;
 mod control;
 mod credentials;
 mod dead_letters;
@@ -19,6 +20,7 @@ mod rooms;
 mod routes;
 mod session;
 mod shared;
+mod whence;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -135,6 +137,7 @@ pub struct Server {
     doors: Vec<Door>,
     control: JoinHandle<()>,
     rooms: JoinHandle<()>,
+    console: JoinHandle<()>,
 }
 
 /// A listener whose connections are accepted.
@@ -240,8 +243,10 @@ impl Server {
         let control = tokio::spawn(task.run());
         let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
         let rooms = tokio::spawn(rooms.run());
+        let console = tokio::spawn(console::feed(Arc::clone(&shared)));
         let house = House::new(shared.config.transport.connections_max);
-        Server { addr, node_addr: addr, shared, house, doors: Vec::new(), control, rooms }
+        let doors = Vec::new();
+        Server { addr, node_addr: addr, shared, house, doors, control, rooms, console }
     }
 
     /// Sessions are taken from now on.
@@ -333,6 +338,7 @@ impl Server {
         }
         self.control.abort();
         self.rooms.abort();
+        self.console.abort();
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
             let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
@@ -447,6 +453,7 @@ fn assemble(
         peers: HashMap::with_hasher(RandomState::default()),
         links,
         tls: Arc::new(tls),
+        console: Default::default(),
         awaited: Default::default(),
         control,
         keys,

@@ -20,6 +20,7 @@ use super::credentials::Admitted;
 use super::node::NodeTask;
 use super::session::SessionTask;
 use super::shared::{Command, Shared};
+use super::whence::{Whence, is_own_page, is_sent_by_others};
 use crate::config::{self, Pool};
 use crate::node::Node;
 use crate::protocol::{NodeId, limits};
@@ -57,9 +58,10 @@ impl Routes {
     async fn route(&self, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let get = request.method() == Method::GET;
+        let whence = Whence::of(&request, peer, &self.shared.config.transport);
         if path.starts_with("/api/v1/")
             && path != "/api/v1/session-tokens"
-            && let Err(refusal) = self.admit_operator(&request, peer)
+            && let Err(refusal) = self.admit_operator(&request, whence)
         {
             return refusal;
         }
@@ -73,8 +75,8 @@ impl Routes {
             }
             "/health" if get => answer(StatusCode::OK, "OK"),
             "/readyz" if get => self.readyz(),
-            "/metrics" if get => match self.admit_operator(&request, peer) {
-                Ok(()) => self.metrics(),
+            "/metrics" if get => match self.admit_operator(&request, whence) {
+                Ok(_) => self.metrics(),
                 Err(refusal) => refusal,
             },
             "/api/v1/stats" if get => self.stats(),
@@ -87,12 +89,13 @@ impl Routes {
             "/api/v1/sessions" if get => reply(StatusCode::OK, &self.sessions()),
             "/api/v1/jobs" if get => reply(StatusCode::OK, &self.jobs()),
             "/api/v1/usage" if get => reply(StatusCode::OK, &self.usage()),
+            page if get && page.starts_with("/console") => self.console_file(page),
             other => match other.strip_prefix("/api/v1/keys") {
-                Some("") => self.keys(&[], request, peer).await,
+                Some("") => self.keys(&[], request, whence).await,
                 Some(rest) if rest.starts_with('/') => {
-                    self.keys(&[&rest[1..]], request, peer).await
+                    self.keys(&[&rest[1..]], request, whence).await
                 }
-                _ => self.about_one(other, &request, peer).await,
+                _ => self.about_one(other, &request, whence).await,
             },
         }
     }
@@ -101,12 +104,15 @@ impl Routes {
         &self,
         path: &str,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (request.method(), segments.as_slice()) {
             (method, ["api", "v1", "dead-letters", rest @ ..]) => {
-                self.dead_letters(method, rest, request.uri().query(), peer).await
+                self.dead_letters(method, rest, request.uri().query(), whence).await
+            }
+            (&Method::GET, ["api", "v1", "console", what]) => {
+                self.console(what, request, whence).await
             }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
             (&Method::GET, ["api", "v1", "nodes", id]) => {
@@ -265,17 +271,23 @@ impl Routes {
 
 impl Service for Routes {
     async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        if let Some(origin) = strange_origin(&request, &self.shared.config.transport) {
+        let config = &self.shared.config.transport;
+        if let Some(origin) = strange_origin(&request, config) {
             debug!(%peer, ?origin, "an origin that is not allowed");
             self.shared.metrics.origins_refused.inc();
             return fault(StatusCode::FORBIDDEN, "this origin is not allowed");
+        }
+        if is_sent_by_others(&request, config) {
+            debug!(%peer, "a page of somebody else asks for something");
+            self.shared.metrics.origins_refused.inc();
+            return fault(StatusCode::FORBIDDEN, "not from pages of other sites");
         }
         self.route(request, peer).await
     }
 }
 
 /// The origin that a request names and that is not allowed. Who names none is no browser, or its
-/// page comes from here.
+/// page comes from here; so does one whose origin is an address of this host.
 fn strange_origin<'a, B>(
     request: &'a Request<B>,
     config: &config::Transport,
@@ -285,7 +297,7 @@ fn strange_origin<'a, B>(
         allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     };
     let mut named = request.headers().get_all(header::ORIGIN).iter();
-    named.find(|origin| !allowed.is_empty() && !known(origin))
+    named.find(|origin| !allowed.is_empty() && !known(origin) && !is_own_page(request, origin))
 }
 
 /// Agrees to a WebSocket and gives it to a task of its own, or answers why not.

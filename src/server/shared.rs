@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::awaited::Awaited;
 use super::clock::Clock;
+use super::console::Console;
 use super::credentials::{Admitted, Changed, KeyChange, Watch};
 use crate::config::{Config, Faults, Pool};
 use crate::job::{Deadline, Job, Scheduler};
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
     /// Certificates of the listeners.
     pub(super) tls: Arc<Tls>,
+    /// Who looks at the console.
+    pub(super) console: Console,
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,

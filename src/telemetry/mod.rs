@@ -2,7 +2,9 @@
 
 pub mod log;
 mod metrics;
+mod spread;
 mod stage;
 
 pub use metrics::Metrics;
+pub use spread::Spread;
 pub use stage::{Now, Stage, Stamps};

@@ -9,13 +9,11 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
@@ -28,13 +26,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
+use super::body::{Body, Flow};
 use super::listen::Listen;
 use super::socket::WebSocket;
 use super::tls::TlsDoor;
 use super::websocket::{Limits, server_socket};
-
-/// Every answer is whole before it is sent.
-pub type Body = Full<Bytes>;
 
 /// A WebSocket that began as an HTTP request.
 pub type Socket = WebSocket<TokioIo<Upgraded>>;
@@ -161,11 +157,15 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
 ) {
-    let asked = Notify::new();
+    let (asked, live) = (Notify::new(), LiveAnswer::default());
     let answers = service_fn(|request| {
-        let service = Arc::clone(&service);
+        let (service, live) = (Arc::clone(&service), &live);
         asked.notify_one();
-        async move { Ok::<_, Infallible>(service.call(request, peer).await) }
+        async move {
+            let answer = service.call(request, peer).await;
+            live.watch(answer.body());
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut exchange = pin!(http.serve_connection(TokioIo::new(io), answers).with_upgrades());
     let outcome = tokio::select! {
@@ -180,9 +180,38 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
                 exchange.await
             }
         },
+        () = live.stands_still() => {
+            tracing::debug!(%peer, "a reader that takes nothing is given up");
+            return;
+        }
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// The answer of a connection that goes on for as long as its peer reads, if there is one.
+#[derive(Default)]
+struct LiveAnswer {
+    flow: OnceLock<Arc<Flow>>,
+    began: Notify,
+}
+
+impl LiveAnswer {
+    /// Such an answer is a connection's last one.
+    fn watch(&self, body: &Body) {
+        if let Some(flow) = body.flow() {
+            drop(self.flow.set(flow));
+            self.began.notify_one();
+        }
+    }
+
+    async fn stands_still(&self) {
+        self.began.notified().await;
+        match self.flow.get() {
+            Some(flow) => flow.stands_still().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -296,7 +325,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Admitted<T> {
 
 /// A short plain-text answer.
 pub fn answer(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);

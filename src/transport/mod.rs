@@ -6,6 +6,7 @@
 //!
 //! It refuses to know who the peers are, what they say, and what to do about it.
 
+mod body;
 mod counted;
 mod frames;
 mod http;
@@ -15,9 +16,8 @@ mod socket;
 mod tls;
 mod websocket;
 
-pub use http::{
-    Agreed, Body, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade,
-};
+pub use body::Body;
+pub use http::{Agreed, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use socket::WebSocket;
