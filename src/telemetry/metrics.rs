@@ -82,7 +82,7 @@ metrics! {
     counters tls_reloads = "utterd_tls_reloads_total" ["outcome"]
         "Times that certificates were read again: `done`, or `refused` for faults in the files.";
     counter origins_refused = "utterd_origins_refused_total"
-        "Requests refused for the origin that their browser named.";
+        "Requests refused for the page that had a browser make them.";
     gauge sessions = "utterd_sessions"
         "Sessions open now.";
     counter sessions_opened = "utterd_sessions_opened_total"

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{View, jobs};
 use crate::config::Pool;
@@ -20,15 +22,15 @@ use crate::telemetry::Spread;
 const ROWS_MAX: usize = 300;
 /// Names in one row.
 const NAMES_MAX: usize = 50;
-/// Pictures over which times are looked at: about so many seconds.
-const WINDOW: usize = 10;
+/// Over how long times are looked at; a picture that comes a little late still counts.
+const WINDOW: Duration = Duration::from_millis(10_500);
 const TIMES: usize = 4;
 
 /// Makes pictures.
 pub(super) struct Painter {
     shared: Arc<Shared>,
-    /// The histograms as they were in the last pictures, oldest first.
-    before: VecDeque<[Spread; TIMES]>,
+    /// The histograms as they were in the last pictures, oldest first, and when.
+    before: VecDeque<(Instant, [Spread; TIMES])>,
 }
 
 impl Painter {
@@ -88,7 +90,10 @@ impl Painter {
         let m = &self.shared.metrics;
         let of = [&m.wait_seconds, &m.dispatch_seconds, &m.node_seconds, &m.deliver_seconds];
         let now = of.map(Spread::of);
-        let before = self.before.front().cloned().unwrap_or_else(|| now.clone());
+        // What passed while nobody looked is not of the last seconds.
+        self.before.retain(|(at, _)| at.elapsed() < WINDOW);
+        let before =
+            self.before.front().map_or_else(|| now.clone(), |(_, spreads)| spreads.clone());
         let names = ["wait", "dispatch", "node", "deliver"];
         let told = names.into_iter().zip(now.iter().zip(&before)).map(|(name, (now, before))| {
             let spread = now.since(before);
@@ -97,10 +102,7 @@ impl Painter {
             (name.to_owned(), told)
         });
         let told = told.collect();
-        self.before.push_back(now);
-        if self.before.len() > WINDOW {
-            self.before.pop_front();
-        }
+        self.before.push_back((Instant::now(), now));
         Value::Object(told)
     }
 }

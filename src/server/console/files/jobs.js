@@ -23,7 +23,7 @@ function jobTable(caption, empty) {
     { name: 'To the node', of: (j) => us(j.dispatch_us), class: 'number' },
     { name: 'To the result', of: (j) => us(j.took_us), class: 'number' },
     { name: 'Node', of: (j) => j.node ?? '', class: 'code' },
-    { name: 'Attempts', of: (j) => (j.attempts > 1 ? [String(j.attempts), 'warn'] : String(j.attempts)), class: 'number' },
+    { name: 'Attempts', of: (j) => (j.attempts > 1 ? [String(j.attempts), 'warn'] : ''), class: 'number' },
     { name: 'Session', of: (j) => `${j.session} #${j.index}`, class: 'code' },
   ], (j) => j.id, empty);
 }
@@ -162,7 +162,7 @@ class OneJob {
       { name: 'Border', of: ([name]) => name },
       { name: 'At', of: ([, at]) => millis(at / 1000), class: 'number' },
       { name: 'After', of: ([, , after]) => (after === null ? '' : `+ ${millis(after / 1000)}`), class: 'number' },
-    ], ([name]) => name, '');
+    ], ([name]) => name, '', 'small');
     table.show(stamps.map(([name, at], i) => [name, at, i ? at - stamps[i - 1][1] : null]));
     return table.node;
   }
@@ -178,7 +178,7 @@ class OneJob {
         `After ${millis(look.at_us / 1000)}: ${how}; snapshot ${look.snapshot}`, [
           { name: 'Candidate', of: (c) => c.node, class: 'code' },
           { name: 'Verdict', of: (c) => [c.verdict, c.verdict === 'chosen' ? 'good' : ''] },
-        ], (c) => `${c.node} ${c.verdict}`, 'There were no candidates.');
+        ], (c) => `${c.node} ${c.verdict}`, 'There were no candidates.', 'small');
       table.show(look.considered ?? []);
       const more = look.more ? el('p', { class: 'soft' }, `and ${look.more} more`) : null;
       return el('section', { 'aria-label': `Placement ${at + 1}` }, table.node, more);
@@ -193,7 +193,9 @@ class OneJob {
  * spoke, what comes after is what this server and its nodes took, so each has a scale of its own.
  */
 function timeline(job, stamps) {
-  const [width, labels, row, top] = [720, 92, 24, 30];
+  const page = document.getElementById('main').clientWidth;
+  const width = Math.max(300, Math.min(page - 80, 1000));
+  const [labels, row, top] = [70, 24, 30];
   const height = top + stamps.length * row + 8;
   const cut = job.stamps_us.cut ?? stamps[0][1];
   const end = Math.max(stamps.at(-1)[1], cut + 1, ...stamps.map(([, at]) => at));
@@ -203,7 +205,7 @@ function timeline(job, stamps) {
     ? (cut > 0 ? (at / cut) * split : 0)
     : split + ((at - cut) / (end - cut)) * (room - split));
   const words = stamps.map(([name, at]) => `${name} at ${millis(at / 1000)}`).join(', ');
-  const picture = svg('svg', { class: 'timeline', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Timeline: ${words}` });
+  const picture = svg('svg', { class: 'timeline', width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Timeline: ${words}` });
   picture.append(
     svg('line', { class: 'rule', x1: x(cut), x2: x(cut), y1: top - 8, y2: height }),
     svg('line', { class: 'rule', x1: x(end), x2: x(end), y1: top - 8, y2: height }));

@@ -121,17 +121,18 @@ export function heading(text) {
 /**
  * A table that is kept up to date: rows by key, cells only where they change, so that neither
  * focus nor a reading position is lost. A column has a `name` and `of(row)`, which is a text, a
- * `[text, class]`, or with `link` or `button` what these do.
+ * `[text, class]`, or with `link` or `button` what these do. On a narrow page each row of a table of
+ * the kind `cards` becomes a card.
  */
 export class Table {
-  constructor(caption, columns, key, empty) {
+  constructor(caption, columns, key, empty, kind = 'cards') {
     this.columns = columns;
     this.key = key;
     this.rows = new Map();
     this.caption = el('caption', null, caption);
     const name = (c) => el('th', { scope: 'col', role: 'columnheader', class: c.class }, c.name);
     this.body = el('tbody', { role: 'rowgroup' });
-    this.table = el('table', { class: 'cards', role: 'table' }, this.caption,
+    this.table = el('table', { class: kind, role: 'table' }, this.caption,
       el('thead', { role: 'rowgroup' }, el('tr', { role: 'row' }, columns.map(name))), this.body);
     this.empty = el('p', { class: 'empty' }, empty);
     this.node = el('div', null, this.table, this.empty);

@@ -15,10 +15,10 @@ export class OverviewView {
       busy: new Tile('busy', 'Jobs with nodes', 1),
       ended: new Tile('ended', 'Jobs ended a second', 1),
       failed: new Tile('failed', 'Not succeeded since the start'),
-      wait: new Tile('wait', 'Waited for a slot, half of them', 2),
-      dispatch: new Tile('dispatch', 'From cut to node, half of them', 2),
-      node: new Tile('node', 'At the node, half of them', 2),
-      deliver: new Tile('deliver', 'From node to listener, half', 2),
+      wait: new Tile('wait', 'Wait for a slot, p50', 2),
+      dispatch: new Tile('dispatch', 'From cut to node, p50', 2),
+      node: new Tile('node', 'At the node, p50', 2),
+      deliver: new Tile('deliver', 'From node to listener, p50', 2),
       nodes: new Tile('nodes-ready', 'Nodes ready', 1),
       slots: new Tile('slots', 'Slots in use', 1),
       pools: new Tile('pool-version', 'Pool snapshot'),
@@ -35,8 +35,9 @@ export class OverviewView {
       part('Nodes', 'h-nodes', t.nodes, t.slots, t.pools),
       part('Disk', 'h-disk', t.queued, t.commit, t.disk, t.letters),
       el('p', { class: 'soft' },
-        'Pictures show up to two minutes, from when this page was opened. Dashed lines are the '
-        + '99th percentile. Times are read from the bounds of the histograms in /metrics.'));
+        'Pictures show up to two minutes, from when this page was opened; dashed lines are p99. '
+        + 'Half of the times are no longer than p50, 99 of 100 no longer than p99, as far as the '
+        + 'bounds of the histograms in /metrics tell.'));
   }
 
   take(_, d) {
@@ -53,7 +54,7 @@ export class OverviewView {
     this.ended(d);
     for (const name of ['wait', 'dispatch', 'node', 'deliver']) {
       const time = d.times[name];
-      const more = time.count ? `99 %: ${millis(time.p99_ms)} (${number(time.count)})` : 'none';
+      const more = time.count ? `p99 ${millis(time.p99_ms)}, ${number(time.count)} jobs` : 'no jobs';
       t[name].show(millis(time.p50_ms), more);
       t[name].spark.push(time.p50_ms, time.p99_ms);
     }
