@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::support::{SOON, TestServer, http, http_with};
+use crate::support::{SOON, TestServer, http, http_with};
 
 const FEED: &str = "/api/v1/console/feed";
 const EVIL: &str = "host: evil.example\r\n";

@@ -281,5 +281,6 @@ fn sessions(shared: &Shared) -> Value {
         })
         .collect();
     let rooms = crate::server::rooms::listed(shared, ROWS_MAX);
-    json!({"sessions": rows, "total": total, "rooms": rooms["rooms"], "rooms_total": rooms["total"]})
+    let (listed, rooms_total) = (&rooms["rooms"], &rooms["total"]);
+    json!({"sessions": rows, "total": total, "rooms": listed, "rooms_total": rooms_total})
 }

@@ -1,10 +1,11 @@
 //! The operators' pages: in a real browser, against a live server with nodes and traffic; and what
 //! stands behind them, asked directly.
 
-mod browser;
-mod feed;
-#[path = "../support/mod.rs"]
 mod support;
+mod console {
+    pub mod browser;
+    pub mod feed;
+}
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 use utterd::peer::engine::{EchoEngine, Engine};
 use utterd::peer::node::{NodeOptions, run};
 
-use browser::Browser;
+use console::browser::Browser;
 
 /// A node that gives the speaker's own audio back, until it is aborted.
 async fn echo(server: &TestServer, id: &str) -> JoinHandle<()> {
