@@ -91,6 +91,18 @@ async fn viewers_see_the_overview_and_their_view_and_there_are_only_so_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_has_not_changed_is_told_to_who_comes_later() {
+    let server = TestServer::start(|_| {}).await;
+    for _ in 0..2 {
+        let mut viewer = Viewer::open(&server, "pools", "").await;
+        assert_eq!(viewer.picture("pools").await.unwrap()["pairs_total"], 0);
+        // Longer than a picture is fresh.
+        viewer.picture("overview").await.unwrap();
+        viewer.picture("overview").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_goes_ends_what_is_looked_at_and_waits_for_nobody() {
     let server = TestServer::start(|_| {}).await;
     let mut viewer = Viewer::open(&server, "jobs", "").await;

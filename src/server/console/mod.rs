@@ -60,6 +60,9 @@ impl View {
 #[derive(Debug, Clone)]
 struct Picture {
     made: Instant,
+    /// Grows with each picture that shows something else than the one before, or is to be told
+    /// again.
+    number: u64,
     event: Bytes,
 }
 
@@ -90,26 +93,29 @@ impl Console {
         self.views[view as usize].receiver_count() > 0
     }
 
-    /// Shows all who look. A view that has not changed is not sent again, save the overview, by
-    /// which a page knows that it is still told.
+    /// Shows all who look. A view that has not changed is told to those alone who have not seen it,
+    /// save the overview, by which a page knows that it is still told.
     fn show(&self, view: View, value: &Value) {
         let event = Bytes::from(format!("event: {}\ndata: {value}\n\n", view.as_str()));
-        self.views[view as usize].send_if_modified(|picture| {
-            let same = picture.as_ref().is_some_and(|picture| picture.event == event);
-            *picture = Some(Picture { made: Instant::now(), event });
-            view == View::Overview || !same
+        self.views[view as usize].send_modify(|picture| {
+            let (before, same) = match picture {
+                Some(before) => (before.number, before.event == event),
+                None => (0, false),
+            };
+            let number = before + u64::from(view == View::Overview || !same);
+            *picture = Some(Picture { made: Instant::now(), number, event });
         });
     }
 
     /// The pictures of a view from now on, and the one there is if it is a fresh one.
     fn look_at(&self, view: View) -> Pictures {
-        let mut pictures = self.views[view as usize].subscribe();
+        let mut from = self.views[view as usize].subscribe();
         let fresh = |picture: &Picture| picture.made.elapsed() < PERIOD;
-        if pictures.borrow().as_ref().is_some_and(fresh) {
-            pictures.mark_changed();
+        if from.borrow().as_ref().is_some_and(fresh) {
+            from.mark_changed();
         }
         self.wake.notify_one();
-        pictures
+        Pictures { from, seen: 0 }
     }
 }
 
@@ -142,14 +148,32 @@ struct Viewer {
     closing: watch::Receiver<bool>,
 }
 
-type Pictures = watch::Receiver<Option<Picture>>;
+/// The pictures of one view, and the number of the last that was seen.
+struct Pictures {
+    from: watch::Receiver<Option<Picture>>,
+    seen: u64,
+}
+
+impl Pictures {
+    /// The latest picture, once there is one that was not seen.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            self.from.changed().await.ok()?;
+            let latest = self.from.borrow_and_update();
+            if let Some(picture) = latest.as_ref().filter(|picture| picture.number > self.seen) {
+                self.seen = picture.number;
+                return Some(picture.event.clone());
+            }
+        }
+    }
+}
 
 impl Viewer {
     /// The next picture; none when the server goes, or the key is no longer good.
     async fn next(&mut self) -> Option<Bytes> {
         let view = async {
             match &mut self.view {
-                Some(pictures) => latest(pictures).await,
+                Some(pictures) => pictures.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -157,7 +181,7 @@ impl Viewer {
             biased;
             () = going_down(&mut self.closing) => None,
             picture = view => picture,
-            picture = latest(&mut self.overview) => picture,
+            picture = self.overview.next() => picture,
         };
         picture.filter(|_| self.may_look())
     }
@@ -169,12 +193,6 @@ impl Viewer {
             None => self.whence == Whence::Here || keys.is_open(KeyKind::Admin),
         }
     }
-}
-
-/// The latest picture, once there is one that was not looked at.
-async fn latest(pictures: &mut Pictures) -> Option<Bytes> {
-    pictures.changed().await.ok()?;
-    pictures.borrow_and_update().as_ref().map(|picture| picture.event.clone())
 }
 
 /// Makes pictures for as long as somebody looks.
@@ -326,6 +344,11 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// What is told at once, if anything is.
+    async fn told(pictures: &mut Pictures) -> Option<Bytes> {
+        tokio::time::timeout(Duration::ZERO, pictures.next()).await.ok()?
+    }
+
     #[tokio::test]
     async fn who_is_slow_misses_pictures_and_gets_the_latest() {
         let console = Console::default();
@@ -333,10 +356,8 @@ mod tests {
         for number in 0..5 {
             console.show(View::Nodes, &json!(number));
         }
-        slow.changed().await.unwrap();
-        let event = slow.borrow_and_update().as_ref().unwrap().event.clone();
-        assert_eq!(event, "event: nodes\ndata: 4\n\n");
-        assert!(!slow.has_changed().unwrap(), "the others are gone");
+        assert_eq!(told(&mut slow).await.unwrap(), "event: nodes\ndata: 4\n\n");
+        assert_eq!(told(&mut slow).await, None, "the others are gone");
     }
 
     #[tokio::test]
@@ -345,11 +366,11 @@ mod tests {
         for (view, again) in [(View::Overview, true), (View::Pools, false)] {
             let mut pictures = console.look_at(view);
             console.show(view, &json!(1));
-            pictures.borrow_and_update();
+            assert!(told(&mut pictures).await.is_some());
             console.show(view, &json!(1));
-            assert_eq!(pictures.has_changed().unwrap(), again, "{view:?}");
+            assert_eq!(told(&mut pictures).await.is_some(), again, "{view:?}");
             console.show(view, &json!(2));
-            assert!(pictures.has_changed().unwrap());
+            assert!(told(&mut pictures).await.is_some());
         }
     }
 
@@ -358,11 +379,14 @@ mod tests {
         tokio::time::pause();
         let console = Console::default();
         console.show(View::Jobs, &json!(1));
-        let (a, b) = (console.look_at(View::Jobs), console.look_at(View::Jobs));
-        assert!(a.has_changed().unwrap() && b.has_changed().unwrap());
-        let bytes = |pictures: &Pictures| pictures.borrow().as_ref().unwrap().event.as_ptr();
-        assert_eq!(bytes(&a), bytes(&b));
+        let (mut a, mut b) = (console.look_at(View::Jobs), console.look_at(View::Jobs));
+        let shown = [told(&mut a).await.unwrap(), told(&mut b).await.unwrap()];
+        assert_eq!(shown[0].as_ptr(), shown[1].as_ptr());
         tokio::time::advance(PERIOD).await;
-        assert!(!console.look_at(View::Jobs).has_changed().unwrap(), "it is old");
+        let mut late = console.look_at(View::Jobs);
+        assert_eq!(told(&mut late).await, None, "it is old");
+        console.show(View::Jobs, &json!(1));
+        assert!(told(&mut late).await.is_some(), "the same, but not seen by this one");
+        assert_eq!(told(&mut a).await, None);
     }
 }

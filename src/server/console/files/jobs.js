@@ -14,7 +14,7 @@ function jobTable(caption, empty) {
       name: 'Job',
       of: (j) => `${j.id.slice(0, 12)}…${j.id.slice(-6)}`,
       link: (j) => `#jobs/${encodeURIComponent(j.id)}`,
-      class: 'code',
+      class: 'code id',
     },
     { name: 'Made', of: (j) => clock(j.made_unix_ms) },
     { name: 'State', of: (j) => [j.code ? `${j.state}: ${j.code}` : j.state, KINDS[j.state] ?? ''] },
@@ -22,9 +22,9 @@ function jobTable(caption, empty) {
     { name: 'Speech', of: (j) => (j.audio_ms ? millis(j.audio_ms) : ''), class: 'number' },
     { name: 'To the node', of: (j) => us(j.dispatch_us), class: 'number' },
     { name: 'To the result', of: (j) => us(j.took_us), class: 'number' },
-    { name: 'Node', of: (j) => j.node ?? '', class: 'code' },
+    { name: 'Node', of: (j) => j.node ?? '', class: 'code id' },
     { name: 'Attempts', of: (j) => (j.attempts > 1 ? [String(j.attempts), 'warn'] : ''), class: 'number' },
-    { name: 'Session', of: (j) => `${j.session} #${j.index}`, class: 'code' },
+    { name: 'Session', of: (j) => `${j.session} #${j.index}`, class: 'code id' },
   ], (j) => j.id, empty);
 }
 
@@ -174,14 +174,14 @@ class OneJob {
       const how = look.node
         ? `${look.node} chosen from pool ${look.pool}, attempt ${look.attempt_id}`
         : `no node: ${look.why_none}`;
-      const table = new Table(
-        `After ${millis(look.at_us / 1000)}: ${how}; snapshot ${look.snapshot}`, [
-          { name: 'Candidate', of: (c) => c.node, class: 'code' },
-          { name: 'Verdict', of: (c) => [c.verdict, c.verdict === 'chosen' ? 'good' : ''] },
-        ], (c) => `${c.node} ${c.verdict}`, 'There were no candidates.', 'small');
+      const table = new Table('Candidates', [
+        { name: 'Node', of: (c) => c.node, class: 'code' },
+        { name: 'Verdict', of: (c) => [c.verdict, c.verdict === 'chosen' ? 'good' : ''] },
+      ], (c) => `${c.node} ${c.verdict}`, 'There were no candidates.', 'small');
       table.show(look.considered ?? []);
       const more = look.more ? el('p', { class: 'soft' }, `and ${look.more} more`) : null;
-      return el('section', { 'aria-label': `Placement ${at + 1}` }, table.node, more);
+      const words = el('p', null, `After ${millis(look.at_us / 1000)}: ${how}; snapshot ${look.snapshot}`);
+      return el('section', { 'aria-label': `Placement ${at + 1}` }, words, table.node, more);
     });
     const left = (job.placements_made ?? looks.length) - looks.length;
     return left > 0 ? [...shown, el('p', { class: 'soft' }, `${left} further ones are not kept`)] : shown;
@@ -209,10 +209,9 @@ function timeline(job, stamps) {
   picture.append(
     svg('line', { class: 'rule', x1: x(cut), x2: x(cut), y1: top - 8, y2: height }),
     svg('line', { class: 'rule', x1: x(end), x2: x(end), y1: top - 8, y2: height }));
-  if (split) picture.append(svg('text', { class: 'soft', x: labels, y: 16 }, 'speech'));
-  picture.append(
-    svg('text', { class: 'soft', x: x(cut) + 4, y: 16 }, 'after the cut'),
-    svg('text', { class: 'soft', x: x(end), y: 16, 'text-anchor': 'end' }, `+ ${millis((end - cut) / 1000)}`));
+  if (split > 50) picture.append(svg('text', { class: 'soft', x: labels, y: 16 }, 'speech'));
+  const took = end > cut + 1 ? `: ${millis((end - cut) / 1000)}` : '';
+  picture.append(svg('text', { class: 'soft', x: x(cut) + 4, y: 16 }, `after the cut${took}`));
   for (const look of job.placements ?? []) {
     if (look.at_us >= cut) {
       const at = x(look.at_us);

@@ -114,6 +114,11 @@ export function clock(unixMs) {
     : `${at.toISOString().slice(0, 10)} ${time}`;
 }
 
+/** So many of a thing. */
+export function count(value, name) {
+  return `${number(value)} ${name}${value === 1 ? '' : 's'}`;
+}
+
 export function heading(text) {
   return el('h1', { tabindex: -1 }, text);
 }
@@ -135,7 +140,10 @@ export class Table {
     this.table = el('table', { class: kind, role: 'table' }, this.caption,
       el('thead', { role: 'rowgroup' }, el('tr', { role: 'row' }, columns.map(name))), this.body);
     this.empty = el('p', { class: 'empty' }, empty);
-    this.node = el('div', null, this.table, this.empty);
+    // Until the server has told what there is, nothing is said of it.
+    this.table.hidden = true;
+    this.empty.hidden = true;
+    this.node = el('div', { class: 'scrolls' }, this.table, this.empty);
   }
 
   show(data, caption) {

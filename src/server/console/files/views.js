@@ -1,7 +1,7 @@
 // Overview, nodes, pools, sessions.
 
 import {
-  Table, Tile, announce, ask, bytes, clock, el, heading, millis, number, say, span, tiles,
+  Table, Tile, announce, ask, bytes, clock, count, el, heading, millis, number, say, span, tiles,
 } from './page.js';
 
 export class OverviewView {
@@ -54,7 +54,7 @@ export class OverviewView {
     this.ended(d);
     for (const name of ['wait', 'dispatch', 'node', 'deliver']) {
       const time = d.times[name];
-      const more = time.count ? `p99 ${millis(time.p99_ms)}, ${number(time.count)} jobs` : 'no jobs';
+      const more = time.count ? `p99 ${millis(time.p99_ms)}, ${count(time.count, 'job')}` : 'no jobs';
       t[name].show(millis(time.p50_ms), more);
       t[name].spark.push(time.p50_ms, time.p99_ms);
     }
@@ -109,7 +109,7 @@ export class NodesView {
   feed = 'nodes';
 
   constructor() {
-    const percent = (value) => (value === null || value === undefined ? '' : `${number(value)} %`);
+    const percent = (value) => (value === null || value === undefined ? '' : `${number(value)}\u00a0%`);
     const load = (n) => [['cpu', n.cpu], ['gpu', n.gpu], ['mem', n.mem]]
       .filter(([, v]) => v !== null && v !== undefined)
       .map(([name, v]) => `${name} ${percent(v)}`).join(', ');
@@ -125,7 +125,7 @@ export class NodesView {
     ].filter(Boolean).join('; ');
     const move = (n) => (n.state === 'offline' ? '' : n.state === 'draining' ? 'undrain' : 'drain');
     this.table = new Table('', [
-      { name: 'Node', of: (n) => n.id, class: 'code' },
+      { name: 'Node', of: (n) => n.id, class: 'code id' },
       { name: 'State', of: (n) => [n.state, NODE_KINDS[n.state] ?? 'soft'] },
       { name: 'Slots', of: (n) => `${n.slots_used} of ${n.slots_max}`, class: 'number' },
       { name: 'Load', of: load },
@@ -138,7 +138,7 @@ export class NodesView {
         class: 'code',
       },
       { name: 'Program', of: (n) => `${n.version} on ${n.platform}` },
-      { name: 'From', of: (n) => n.peer ?? '', class: 'code' },
+      { name: 'From', of: (n) => n.peer ?? '', class: 'code id' },
       {
         name: 'Do',
         of: move,
@@ -237,11 +237,11 @@ export class SessionsView {
 
   constructor() {
     const waits = (s) => [
-      s.open_jobs ? `${s.open_jobs} jobs` : '',
-      s.owed ? `${s.owed} results not acknowledged` : '',
+      s.open_jobs ? count(s.open_jobs, 'job') : '',
+      s.owed ? `${count(s.owed, 'result')} not acknowledged` : '',
     ].filter(Boolean).join(', ');
     this.table = new Table('', [
-      { name: 'Session', of: (s) => s.id, class: 'code' },
+      { name: 'Session', of: (s) => s.id, class: 'code id' },
       { name: 'Languages', of: (s) => `${s.src} → ${s.tgt}` },
       { name: 'Connected', of: (s) => (s.peer ? [s.peer, 'code'] : ['away', 'warn']) },
       { name: 'Waits', of: waits },
