@@ -7,6 +7,7 @@ mod console {
     pub mod feed;
 }
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -71,7 +72,7 @@ async fn an_operator_sees_what_happens_and_speaks_in_a_browser() {
     let wav = scratch.path().join("speech.wav");
     recording(&wav);
     let Some(browser) = Browser::open(scratch.path(), &wav).await else {
-        eprintln!("skipped: chromium is not installed");
+        writeln!(std::io::stdout(), "skipped: chromium is not installed").unwrap();
         return;
     };
     let server = TestServer::start(|_| {}).await;

@@ -161,7 +161,11 @@ class OneJob {
     const table = new Table('Each border, when it was crossed, and how long after the one before', [
       { name: 'Border', of: ([name]) => name },
       { name: 'At', of: ([, at]) => millis(at / 1000), class: 'number' },
-      { name: 'After', of: ([, , after]) => (after === null ? '' : `+ ${millis(after / 1000)}`), class: 'number' },
+      {
+        name: 'After',
+        of: ([, , after]) => (after === null ? '' : `+ ${millis(after / 1000)}`),
+        class: 'number',
+      },
     ], ([name]) => name, '', 'small');
     table.show(stamps.map(([name, at], i) => [name, at, i ? at - stamps[i - 1][1] : null]));
     return table.node;
@@ -205,7 +209,14 @@ function timeline(job, stamps) {
     ? (cut > 0 ? (at / cut) * split : 0)
     : split + ((at - cut) / (end - cut)) * (room - split));
   const words = stamps.map(([name, at]) => `${name} at ${millis(at / 1000)}`).join(', ');
-  const picture = svg('svg', { class: 'timeline', width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `Timeline: ${words}` });
+  const picture = svg('svg', {
+    class: 'timeline',
+    width,
+    height,
+    viewBox: `0 0 ${width} ${height}`,
+    role: 'img',
+    'aria-label': `Timeline: ${words}`,
+  });
   picture.append(
     svg('line', { class: 'rule', x1: x(cut), x2: x(cut), y1: top - 8, y2: height }),
     svg('line', { class: 'rule', x1: x(end), x2: x(end), y1: top - 8, y2: height }));

@@ -30,10 +30,14 @@ export class TalkView {
     this.to = lang('to', 'es');
     this.languages = el('datalist', { id: 'languages' });
     this.served = el('p', { class: 'wide soft', id: 'served' });
-    this.key = el('input', { id: 'session-key', type: 'password', autocomplete: 'off', value: keyOf('session') });
+    this.key = el('input', {
+      id: 'session-key', type: 'password', autocomplete: 'off', value: keyOf('session'),
+    });
     this.start = el('button', { type: 'submit', class: 'main' }, 'Open a session');
     this.end = el('button', { type: 'button', hidden: true, onclick: () => this.leave() }, 'End it');
-    this.hold = el('button', { type: 'button', class: 'hold main', 'aria-pressed': 'false', disabled: true }, 'Hold to speak');
+    this.hold = el('button', {
+      type: 'button', class: 'hold main', 'aria-pressed': 'false', disabled: true,
+    }, 'Hold to speak');
     this.level = el('meter', { min: 0, max: 1, value: 0, 'aria-label': 'Loudness' });
     this.file = el('input', { id: 'file', type: 'file', accept: 'audio/*', disabled: true });
     this.state = el('p', { id: 'talk-state', role: 'status' }, 'No session.');
@@ -247,7 +251,12 @@ export class TalkView {
   utterance(index) {
     if (!this.said.has(index)) {
       const line = (kind) => el('p', { class: kind });
-      const parts = { state: line('soft state'), heard: line('heard'), translated: line('translated'), speech: line('speech') };
+      const parts = {
+        state: line('soft state'),
+        heard: line('heard'),
+        translated: line('translated'),
+        speech: line('speech'),
+      };
       parts.speech.setAttribute('aria-live', 'polite');
       parts.title = el('h3', null, `Utterance ${index}`);
       parts.node = el('article', { class: 'card utterance', 'data-index': index },
