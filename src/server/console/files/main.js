@@ -1,6 +1,6 @@
 // The frame around the views: which one is shown, what it is told, and how old that is.
 
-import { announce, keepKey, keyOf, say } from './page.js';
+import { announce, keepKey, say } from './page.js';
 import { Feed } from './feed.js';
 import { NodesView, OverviewView, PoolsView, SessionsView } from './views.js';
 import { JobsView } from './jobs.js';
@@ -21,6 +21,7 @@ const form = document.getElementById('key-form');
 const field = document.getElementById('key');
 const shown = new Map();
 let current = null;
+let wasLost = false;
 
 const feed = new Feed((name, data) => {
   if (name === 'overview') {
@@ -33,8 +34,8 @@ const feed = new Feed((name, data) => {
     freshness.dataset.state = state;
     document.body.dataset.feed = state;
     if (state === 'lost') announce('Connection to the server lost; the figures are old.');
-    if (state === 'live' && current?.wasLost) announce('Connected again.');
-    if (current) current.wasLost = state === 'lost';
+    if (state === 'live' && wasLost) announce('Connected again.');
+    wasLost = state === 'lost' || (wasLost && state !== 'live');
   }
   say(freshness, text);
   form.hidden = state !== 'locked';
@@ -47,8 +48,17 @@ form.addEventListener('submit', (event) => {
   feed.again();
 });
 
+/** A part of an address, as far as it is one. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function route() {
-  const [name, ...rest] = location.hash.slice(1).split('/');
+  const [name, ...rest] = location.hash.slice(1).split('/').map(decoded);
   const view = VIEWS[name] ? name : 'overview';
   if (!shown.has(view)) shown.set(view, new VIEWS[view]());
   const next = shown.get(view);
@@ -63,7 +73,7 @@ function route() {
     }
     feed.watch(next.feed);
   }
-  next.enter?.(rest.map(decodeURIComponent));
+  next.enter?.(rest);
   const title = next.node.querySelector('h1');
   document.title = `${title?.textContent ?? view} – utterd`;
   if (name) title?.focus();
@@ -74,5 +84,4 @@ window.addEventListener('hashchange', () => {
   if (location.hash === '#main') main.focus();
   else route();
 });
-if (keyOf('admin')) form.hidden = true;
 route();
