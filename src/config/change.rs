@@ -64,7 +64,7 @@ impl Change {
             ($then:ident) => {
                 $then!(
                     server, transport, tls, auth, segmenter, session, room, gateway, tenant, job,
-                    node, store, log, telemetry
+                    node, store, console, log, telemetry
                 )
             };
         }

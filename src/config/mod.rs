@@ -56,6 +56,8 @@ pub struct Config {
     pub node: Node,
     /// What is kept on disk.
     pub store: Store,
+    /// The operators' pages.
+    pub console: Console,
     /// The log on standard error.
     pub log: Log,
     /// Traces for a collector.
@@ -134,7 +136,7 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 14] {
+    fn sections(&mut self) -> [&mut dyn Section; 15] {
         let Self {
             server,
             transport,
@@ -148,6 +150,7 @@ impl Config {
             job,
             node,
             store,
+            console,
             log,
             telemetry,
             pools: _,
@@ -155,7 +158,7 @@ impl Config {
         } = self;
         [
             server, transport, tls, auth, segmenter, session, room, gateway, tenant, job, node,
-            store, log, telemetry,
+            store, console, log, telemetry,
         ]
     }
 }
@@ -602,6 +605,16 @@ section! {
         refuse_sessions_percent: u64 = 5, "percent", from_to(0, 100);
         /// ...or as bytes, whichever is less.
         refuse_sessions_bytes: u64 = 134_217_728, "bytes", from_to(0, 1_024 * GIB);
+    }
+}
+
+section! {
+    /// The pages at `/console`.
+    Console in "console" live {
+        /// Whether there are any.
+        enabled: bool = true, "none", Any;
+        /// Open consoles that are kept up to date; further ones are answered 503.
+        viewers_max: usize = 32, "consoles", from_to(1, 1_000);
     }
 }
 

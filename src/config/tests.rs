@@ -178,7 +178,7 @@ messages_per_second = "some"
 /// What is told of it; an indented line goes on with the one before.
 const TOLD: &str = r#"
 top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, gateway,
-    tenant, job, node, store, log, telemetry, pools, tenants (line 1)
+    tenant, job, node, store, console, log, telemetry, pools, tenants (line 1)
 server.listen: not accepted, given "nowhere", allowed: text (HOST:PORT, such as 127.0.0.1:5010,
     [::1]:5010 or localhost:0) (line 4)
 server.port: no such setting, given 5_010, here it is server.listen (line 5)
@@ -204,7 +204,7 @@ log.level: not accepted, given "inof", allowed: text (levels off, error, warn, i
     or TARGET=LEVEL, split by commas) (line 30)
 sesion: no such section, did you mean session (line 32)
 scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room,
-    gateway, tenant, job, node, store, log, telemetry, pools, tenants (line 35)
+    gateway, tenant, job, node, store, console, log, telemetry, pools, tenants (line 35)
 scheduler.job_timeout.pending_timeout_seconds: no such setting, given 10, here it is
     job.pending_ms (line 36)
 pools[0].name: not accepted, given "a b", allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 40)

@@ -345,6 +345,12 @@ impl Node {
         self.on(Event::Failing).is_some()
     }
 
+    /// Of how many of the last attempts it is remembered how they ended, and how many failed.
+    pub fn recent(&self) -> (u32, u32) {
+        let known = self.outcomes_known.load(SeqCst).min(32);
+        (known, (self.outcomes.load(SeqCst) & mask(known)).count_ones())
+    }
+
     /// What time alone changes: the end of a quarantine, of warm-up, of patience with silence.
     /// Whether its place in the pools may have changed.
     fn tick(&self, now: Now, config: &config::Node) -> bool {

@@ -4,7 +4,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -18,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::routes::{Routes, fault};
 use super::shared::Shared;
+use super::whence::Whence;
 use crate::store::{Copied, Store, StoreError};
 use crate::transport::Body;
 
@@ -44,8 +44,8 @@ type Made = (Copied, u64, mpsc::Receiver<Bytes>);
 
 impl Routes {
     /// The database as it is now.
-    pub(super) async fn backup(&self, peer: SocketAddr) -> Response<Body> {
-        if self.is_stranger(peer) {
+    pub(super) async fn backup(&self, whence: Whence) -> Response<Body> {
+        if self.is_stranger(whence) {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         let Some(store) = self.shared.store.clone() else {

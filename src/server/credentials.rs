@@ -3,7 +3,6 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use tracing::{info, warn};
 
 use super::routes::{Routes, body_within, fault, reply};
 use super::shared::{Command, NodeTag, SessionTag, Shared};
+use super::whence::Whence;
 use crate::config::{self, Live};
 use crate::protocol::admin::{MakeKey, MakeToken};
 use crate::store::{KeyRow, Write};
@@ -237,28 +237,35 @@ impl Routes {
         })
     }
 
-    /// Whether who asks may see the operators' pages, and change things there. From this host
-    /// anybody may; from elsewhere whoever has an admin key. While there is none, pages can be
-    /// seen from wherever the server can be reached, and nothing changed.
+    /// Whether who asks may see the operators' pages, and change things there; with the key it
+    /// showed for that. From this host anybody may; from elsewhere whoever has an admin key. While
+    /// there is none, pages can be seen from wherever the server can be reached, and nothing
+    /// changed; but not through a browser on this host by a name that anybody may have given it.
     #[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
     pub(super) fn admit_operator<B>(
         &self,
         request: &Request<B>,
-        peer: SocketAddr,
-    ) -> Result<(), Response<Body>> {
-        if peer.ip().to_canonical().is_loopback() {
-            return Ok(());
+        whence: Whence,
+    ) -> Result<Option<u64>, Response<Body>> {
+        if whence == Whence::Here {
+            return Ok(None);
         }
         let pass = self.admit(KeyKind::Admin, request)?;
-        if pass.key.is_none() && request.method() != Method::GET {
-            return Err(fault(StatusCode::FORBIDDEN, "only from this host"));
+        match (pass.key, whence) {
+            (None, Whence::Renamed) => Err(fault(
+                StatusCode::FORBIDDEN,
+                "not by this name: ask for an address of this host, or show an admin key",
+            )),
+            (None, _) if request.method() != Method::GET => {
+                Err(fault(StatusCode::FORBIDDEN, "only from this host"))
+            }
+            (key, _) => Ok(key),
         }
-        Ok(())
     }
 
     /// Whether somebody from elsewhere is here only because there is no admin key yet.
-    pub(super) fn is_stranger(&self, peer: SocketAddr) -> bool {
-        !peer.ip().to_canonical().is_loopback() && self.shared.keys.is_open(KeyKind::Admin)
+    pub(super) fn is_stranger(&self, whence: Whence) -> bool {
+        whence != Whence::Here && self.shared.keys.is_open(KeyKind::Admin)
     }
 
     /// `/api/v1/keys` and below.
@@ -266,9 +273,9 @@ impl Routes {
         &self,
         rest: &[&str],
         request: Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
-        if self.is_stranger(peer) {
+        if self.is_stranger(whence) {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         match (request.method(), rest) {

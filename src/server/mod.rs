@@ -8,6 +8,7 @@ mod awaited;
 mod backup;
 mod certificates;
 mod clock;
+mod console;
 mod control;
 mod credentials;
 mod dead_letters;
@@ -29,6 +30,7 @@ mod session;
 mod sessions;
 mod shared;
 mod traces;
+mod whence;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -151,6 +153,7 @@ pub struct Server {
     rooms: JoinHandle<()>,
     /// Sends traces, if there is a collector.
     traces: Option<JoinHandle<()>>,
+    console: JoinHandle<()>,
 }
 
 /// A listener whose connections are accepted.
@@ -264,10 +267,11 @@ impl Server {
         let control = tokio::spawn(task.run());
         let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
         let rooms = tokio::spawn(rooms.run());
+        let console = tokio::spawn(console::feed(Arc::clone(&shared)));
         let house =
             House::new(shared.settings.part(|version| &version.config.transport.connections_max));
         let doors = Vec::new();
-        Server { addr, node_addr: addr, shared, house, doors, control, rooms, traces }
+        Server { addr, node_addr: addr, shared, house, doors, control, rooms, console, traces }
     }
 
     /// Sessions are taken from now on.
@@ -381,6 +385,7 @@ impl Server {
         }
         self.control.abort();
         self.rooms.abort();
+        self.console.abort();
         if let Some(traces) = self.traces
             && tokio::time::timeout_at(deadline, traces).await.is_err()
         {
@@ -508,6 +513,7 @@ fn assemble(
         links,
         traces,
         tls: Arc::new(tls),
+        console: Default::default(),
         awaited: Default::default(),
         control,
         keys,

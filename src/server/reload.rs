@@ -2,7 +2,6 @@
 //! stop that an operator asks for.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 
@@ -13,6 +12,7 @@ use tracing::{error, info, warn};
 
 use super::routes::{Routes, fault, reply};
 use super::shared::{Command, Shared};
+use super::whence::Whence;
 use crate::config::{Change, Changed, Faults, Loaded, Place, is_untold, reference_settings};
 use crate::telemetry;
 use crate::transport::{Body, Reading};
@@ -180,8 +180,8 @@ impl Routes {
 
     /// The settings in force: their version, and of each its value, where it was written and when a
     /// change of it has effect.
-    pub(super) fn settings(&self, peer: SocketAddr) -> Response<Body> {
-        if self.is_stranger(peer) {
+    pub(super) fn settings(&self, whence: Whence) -> Response<Body> {
+        if self.is_stranger(whence) {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         let now = self.shared.settings.load_full();

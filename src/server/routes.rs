@@ -20,6 +20,7 @@ use super::node::NodeTask;
 use super::paths::methods_of;
 use super::session::SessionTask;
 use super::shared::Shared;
+use super::whence::{Whence, is_own_page, is_sent_by_others};
 use crate::config::{self, Version};
 use crate::node::Node;
 use crate::protocol::{NodeId, limits};
@@ -56,9 +57,11 @@ impl Routes {
         if request.method() == Method::HEAD && !request.headers().contains_key(header::UPGRADE) {
             *request.method_mut() = Method::GET;
         }
+        let settings = &self.shared.settings;
+        let whence = settings.with(|v| Whence::of(&request, peer, &v.config.transport));
         if path.starts_with("/api/v1/")
             && path != "/api/v1/session-tokens"
-            && let Err(refusal) = self.admit_operator(&request, peer)
+            && let Err(refusal) = self.admit_operator(&request, whence)
         {
             return refusal;
         }
@@ -80,8 +83,8 @@ impl Routes {
             "/asyncapi.json" => super::documents::asyncapi(),
             "/health" => answer(StatusCode::OK, "OK"),
             "/readyz" => self.readyz(),
-            "/metrics" => match self.admit_operator(&request, peer) {
-                Ok(()) => self.metrics(),
+            "/metrics" => match self.admit_operator(&request, whence) {
+                Ok(_) => self.metrics(),
                 Err(refusal) => refusal,
             },
             "/api/v1/stats" => self.stats(),
@@ -91,13 +94,14 @@ impl Routes {
             "/api/v1/explain" => self.explain(request.uri().query()),
             "/api/v1/jobs" => reply(StatusCode::OK, &self.jobs()),
             "/api/v1/usage" => reply(StatusCode::OK, &self.usage()),
+            page if page.starts_with("/console") => self.console_file(page),
             other => match other.strip_prefix("/api/v1/keys") {
-                Some("") => self.keys(&[], request, peer).await,
+                Some("") => self.keys(&[], request, whence).await,
                 Some(rest) if rest.starts_with('/') => {
-                    self.keys(&[&rest[1..]], request, peer).await
+                    self.keys(&[&rest[1..]], request, whence).await
                 }
-                _ if changes(other) => self.change(other, request, peer).await,
-                _ => self.about_one(other, &request, peer).await,
+                _ if changes(other) => self.change(other, request, whence).await,
+                _ => self.about_one(other, &request, whence).await,
             },
         }
     }
@@ -106,12 +110,15 @@ impl Routes {
         &self,
         path: &str,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (request.method(), segments.as_slice()) {
             (method, ["api", "v1", "dead-letters", rest @ ..]) => {
-                self.dead_letters(method, rest, request.uri().query(), peer).await
+                self.dead_letters(method, rest, request.uri().query(), whence).await
+            }
+            (&Method::GET, ["api", "v1", "console", what]) => {
+                self.console(what, request, whence).await
             }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
             (&Method::GET, ["api", "v1", "sessions", id]) => self.session(id).await,
@@ -233,14 +240,14 @@ impl Routes {
         &self,
         path: &str,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').skip(2).collect();
         match (request.method(), segments.as_slice()) {
-            (&Method::GET, ["config"]) => self.settings(peer),
+            (&Method::GET, ["config"]) => self.settings(whence),
             (&Method::POST, ["config", "reload"]) => self.reload_settings().await,
             (&Method::POST, ["drain"]) => self.drain(),
-            (&Method::POST, ["backup"]) => self.backup(peer).await,
+            (&Method::POST, ["backup"]) => self.backup(whence).await,
             (&Method::GET, ["log-level"]) => log_level::page(),
             (&Method::PUT, ["log-level"]) => log_level::set(request).await,
             (_, ["pools", rest @ ..]) if rest.len() < 2 => {
@@ -305,12 +312,18 @@ impl Service for Routes {
             self.shared.metrics.origins_refused.inc();
             return fault(StatusCode::FORBIDDEN, "this origin is not allowed");
         }
+        let others = |version: &Version| is_sent_by_others(&request, &version.config.transport);
+        if self.shared.settings.with(others) {
+            debug!(%peer, "a page of somebody else asks for something");
+            self.shared.metrics.origins_refused.inc();
+            return fault(StatusCode::FORBIDDEN, "not from pages of other sites");
+        }
         self.route(request, peer).await
     }
 }
 
 /// The origin that a request names and that is not allowed. Who names none is no browser, or its
-/// page comes from here.
+/// page comes from here; so does one whose origin is an address of this host.
 fn strange_origin<'a, B>(
     request: &'a Request<B>,
     config: &config::Transport,
@@ -320,7 +333,7 @@ fn strange_origin<'a, B>(
         allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     };
     let mut named = request.headers().get_all(header::ORIGIN).iter();
-    named.find(|origin| !allowed.is_empty() && !known(origin))
+    named.find(|origin| !allowed.is_empty() && !known(origin) && !is_own_page(request, origin))
 }
 
 /// Agrees to a WebSocket and gives it to a task of its own, or answers why not.

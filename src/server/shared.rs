@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::awaited::Awaited;
 use super::clock::Clock;
+use super::console::Console;
 use super::credentials::{Admitted, Changed, KeyChange, Watch};
 use super::pools::{PoolEdit, PoolsChanged};
 use super::reload::Reloads;
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     pub(super) traces: Option<Traces>,
     /// Certificates of the listeners.
     pub(super) tls: Arc<Tls>,
+    /// Who looks at the console.
+    pub(super) console: Console,
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,

@@ -128,6 +128,28 @@ pub(super) fn dead_letters(
     Ok(rows)
 }
 
+/// How the jobs ended that were made before that one (before now, if none is named), the latest
+/// first. Those that cannot be read are left out.
+pub(super) fn terminals(
+    txn: &ReadTransaction,
+    before: Option<JobId>,
+    limit: usize,
+) -> Result<Vec<TerminalRow>, StoreError> {
+    let mut rows = Vec::new();
+    let table = txn.open_table(tables::TERMINALS)?;
+    for entry in table.range(..before.map_or(u128::MAX, |id| id.0))?.rev() {
+        if rows.len() == limit {
+            break;
+        }
+        let (key, value) = entry?;
+        match believed::<u128, _>(&key.value(), value.value()) {
+            Ok(row) => rows.push(row),
+            Err(error) => tracing::warn!(table = "terminals", %error, "left out a row"),
+        }
+    }
+    Ok(rows)
+}
+
 /// A dead letter with its audio.
 pub(super) fn dead_letter(
     txn: &ReadTransaction,

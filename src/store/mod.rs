@@ -483,6 +483,16 @@ impl Store {
         self.handle.reader.terminal(id)
     }
 
+    /// How the jobs ended that were made before that one (before now, if none is named), the latest
+    /// first, at most `limit`; those that cannot be read are left out. Reads the disk.
+    pub fn terminals(
+        &self,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Vec<TerminalRow>, StoreError> {
+        self.handle.reader.terminals(before, limit)
+    }
+
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
     /// A number that is missing was in quarantine or too old. Reads the disk.
     pub fn outbox(

@@ -129,7 +129,7 @@ metrics! {
     gauge config_version = "utterd_config_version"
         "Version of the settings in force: 1 at the start, one more with each reading.";
     counter origins_refused = "utterd_origins_refused_total"
-        "Requests refused for the origin that their browser named.";
+        "Requests refused for the page that had a browser make them.";
     gauge sessions = "utterd_sessions"
         "Sessions open now.";
     counter sessions_opened = "utterd_sessions_opened_total"

@@ -3,7 +3,9 @@
 pub mod log;
 mod metrics;
 mod seeds;
+mod spread;
 mod stage;
 
 pub use metrics::{Metrics, Reference};
+pub use spread::Spread;
 pub use stage::{Now, Stage, Stamps};

@@ -9,8 +9,8 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
-use super::body::Body;
+use super::body::{Body, Flow};
 use super::listen::Listen;
 use super::pipe::Stream;
 use super::socket::WebSocket;
@@ -158,11 +158,15 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
 ) {
-    let asked = Notify::new();
+    let (asked, live) = (Notify::new(), LiveAnswer::default());
     let answers = service_fn(|request| {
-        let service = Arc::clone(&service);
+        let (service, live) = (Arc::clone(&service), &live);
         asked.notify_one();
-        async move { Ok::<_, Infallible>(service.call(request, peer).await) }
+        async move {
+            let answer = service.call(request, peer).await;
+            live.watch(answer.body());
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut exchange = pin!(http.serve_connection(TokioIo::new(io), answers).with_upgrades());
     let outcome = tokio::select! {
@@ -177,9 +181,38 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
                 exchange.await
             }
         },
+        () = live.stands_still() => {
+            tracing::debug!(%peer, "a reader that takes nothing is given up");
+            return;
+        }
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// The answer of a connection that goes on for as long as its peer reads, if there is one.
+#[derive(Default)]
+struct LiveAnswer {
+    flow: OnceLock<Arc<Flow>>,
+    began: Notify,
+}
+
+impl LiveAnswer {
+    /// Such an answer is a connection's last one.
+    fn watch(&self, body: &Body) {
+        if let Some(flow) = body.flow() {
+            drop(self.flow.set(flow));
+            self.began.notify_one();
+        }
+    }
+
+    async fn stands_still(&self) {
+        self.began.notified().await;
+        match self.flow.get() {
+            Some(flow) => flow.stands_still().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
