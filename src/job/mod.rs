@@ -366,8 +366,9 @@ impl Scheduler {
         };
         let base_ms = own(|p| p.lease_base_ms).unwrap_or(self.config.lease_base_ms);
         let for_audio = self.config.lease_per_audio_second_ms * u64::from(spec.audio_ms) / 1_000;
-        let turn = speaker.turn_of(spec.turn, id);
-        if spec.cut.closes_turn() {
+        let ends_turn = spec.cut.closes_turn();
+        let turn = speaker.turn_of(spec.turn, id, ends_turn);
+        if ends_turn {
             turn.close();
         }
         let place = (Arc::clone(speaker), turn);
