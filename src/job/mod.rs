@@ -365,8 +365,9 @@ impl Scheduler {
         let Submission { spec, audio, received_us, cut_us, chunks, .. } = submission;
         let pairs = table::required_pairs(&spec);
         let terms = self.terms_of(&spec, pairs[0]);
-        let turn = speaker.turn_of(spec.turn, id);
-        if spec.cut.closes_turn() {
+        let ends_turn = spec.cut.closes_turn();
+        let turn = speaker.turn_of(spec.turn, id, ends_turn);
+        if ends_turn {
             turn.close();
         }
         let place = (Arc::clone(speaker), turn);

@@ -259,7 +259,7 @@ impl Scheduler {
         };
         let state = job.state();
         // The empty close of an earlier slice carries the attempt of the job that took its audio.
-        let merged = result.success && result.reason() == Some("NO_TEXT_ASSIGNED");
+        let merged = result.success && result.reason().as_deref() == Some("NO_TEXT_ASSIGNED");
         let current = merged || result.attempt_id.is_none_or(|a| a == state.attempt);
         if !state.in_flight() || state.node != node || !current {
             self.stale(if state.outcome().is_some() { "result_late" } else { "result_foreign" });
@@ -319,8 +319,9 @@ impl Scheduler {
     fn mark_missing(&self, node: NodeIndex, fault: &NodeFault, now: Now) {
         self.metrics.model_na_received.inc();
         let Some(node) = self.nodes.by_index(node) else { return };
-        let detail = |key| fault.details.as_ref()?.get(key)?.as_str();
-        let service = detail("service_id").or_else(|| detail("model_id")).unwrap_or_default();
+        let details = fault.details.as_ref();
+        let named = details.and_then(|d| d.service_id.as_deref().or(d.model_id.as_deref()));
+        let service = named.unwrap_or_default();
         let capability = node.capability();
         let by_list = capability.services.iter().find(|s| s.service_id == service);
         let kind = by_list.and_then(|s| ServiceType::parse(&s.kind));

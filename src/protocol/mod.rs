@@ -13,6 +13,7 @@ pub mod job;
 mod lenient;
 pub mod limits;
 pub mod node;
+pub mod passed;
 pub mod room;
 mod scan;
 pub mod session;

@@ -4,14 +4,16 @@
 //! unknown device, service type or odd key never costs a node its registration or a job its
 //! result.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::error::DecodeError;
 use super::hello::{AckStatus, Hello, HelloWire, Instruction};
 use super::ids::{JobId, Lang, Pair, SessionId, TurnId};
 use super::job::{Audio, FeatureFlags, JobSpec, Pipeline};
+use super::passed::{AnyObject, Extra, Passed};
 use super::trace::TraceParent;
 use super::{lenient, limits, splice};
 
@@ -197,7 +199,7 @@ pub struct ResourceUsage {
 #[derive(Debug, Default, Deserialize)]
 struct Hardware {
     #[serde(default, deserialize_with = "lenient::entries::<_, _, 64>")]
-    gpus: Vec<Map<String, Value>>,
+    gpus: Vec<AnyObject>,
 }
 
 #[derive(Deserialize)]
@@ -325,7 +327,7 @@ pub struct JobResult {
     /// Form of the speech.
     pub tts_format: String,
     /// The keys of `extra` that clients are given.
-    pub extra: Option<Map<String, Value>>,
+    pub extra: Option<Extra>,
     /// Time on the node, in milliseconds.
     pub processing_time_ms: Option<u64>,
     /// Why it did not work.
@@ -335,19 +337,19 @@ pub struct JobResult {
     /// `good`, `suspect`, `bad`.
     pub asr_quality_level: Option<String>,
     /// Passed through.
-    pub reason_codes: Option<Vec<String>>,
+    pub reason_codes: Option<Passed>,
     /// 0 to 1.
     pub quality_score: Option<f64>,
     /// Passed through.
     pub rerun_count: Option<u32>,
     /// Passed through.
-    pub segments_meta: Option<Value>,
+    pub segments_meta: Option<Passed>,
 }
 
 impl JobResult {
     /// `extra.reason`: why there is no text.
-    pub fn reason(&self) -> Option<&str> {
-        self.extra.as_ref()?.get("reason")?.as_str()
+    pub fn reason(&self) -> Option<Cow<'_, str>> {
+        self.extra.as_ref()?.0.get("reason")?.as_str()
     }
 
     /// Whether there is nothing in it to hear or read.
@@ -366,8 +368,18 @@ pub struct NodeFault {
     pub code: String,
     #[serde(default)]
     pub message: String,
-    #[serde(default)]
-    pub details: Option<Value>,
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub details: Option<FaultDetails>,
+}
+
+/// What of `job_result.error.details` is looked at.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"job_result\"")]
+pub struct FaultDetails {
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub service_id: Option<String>,
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub model_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -387,7 +399,7 @@ struct ResultHead {
     #[serde(default, deserialize_with = "lenient::opt_any")]
     tts_format: Option<String>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    extra: Option<Map<String, Value>>,
+    extra: Option<Extra>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     processing_time_ms: Option<f64>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
@@ -397,27 +409,14 @@ struct ResultHead {
     #[serde(default, deserialize_with = "lenient::opt_any")]
     asr_quality_level: Option<String>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    reason_codes: Option<Vec<String>>,
+    reason_codes: Option<Passed>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     quality_score: Option<f64>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     rerun_count: Option<u32>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    segments_meta: Option<Value>,
+    segments_meta: Option<Passed>,
 }
-
-type Fits = fn(&Value) -> bool;
-
-/// Keys of a node's `extra` that reach clients, each with the test its value must pass.
-const EXTRA_KEYS: [(&str, Fits); 7] = [
-    ("emotion", Value::is_string),
-    ("speech_rate", Value::is_number),
-    ("voice_style", Value::is_string),
-    ("service_timings", Value::is_object),
-    ("language_probability", Value::is_number),
-    ("language_probabilities", Value::is_object),
-    ("reason", Value::is_string),
-];
 
 /// `asr_partial`.
 #[derive(Debug, Clone)]
@@ -542,13 +541,6 @@ fn job_result(head: ResultHead, tts_audio: Bytes) -> Result<Message, DecodeError
     // A result without its sound is worth more than none.
     let tts_audio =
         if base64_simd::STANDARD.check(&tts_audio).is_ok() { tts_audio } else { Bytes::new() };
-    let extra = head.extra.map(|mut extra| {
-        let known = EXTRA_KEYS.iter().filter_map(|(key, fits)| {
-            let (key, value) = extra.remove_entry(*key)?;
-            fits(&value).then_some((key, value))
-        });
-        known.collect::<Map<_, _>>()
-    });
     Ok(Message::JobResult(Box::new(JobResult {
         job_id: job_id(&head.job_id)?,
         attempt_id: head.attempt_id,
@@ -558,12 +550,12 @@ fn job_result(head: ResultHead, tts_audio: Bytes) -> Result<Message, DecodeError
         text_translated: head.text_translated.unwrap_or_default(),
         tts_audio,
         tts_format: head.tts_format.unwrap_or_else(|| "pcm16".to_owned()),
-        extra,
+        extra: head.extra,
         processing_time_ms: head.processing_time_ms.filter(|ms| *ms >= 0.0).map(|ms| ms as u64),
         error: head.error,
         node_completed_at_ms: head.node_completed_at_ms,
         asr_quality_level: head.asr_quality_level,
-        reason_codes: head.reason_codes,
+        reason_codes: head.reason_codes.filter(Passed::is_strings),
         quality_score: head.quality_score,
         rerun_count: head.rerun_count,
         segments_meta: head.segments_meta,
@@ -769,8 +761,11 @@ mod tests {
             "processing_time_ms":12.5,"trace_id":"t","segments_meta":{{"count":1}}}}"#
         );
         let Ok(Message::JobResult(r)) = decoded(&json) else { panic!("refused") };
-        assert_eq!((r.job_id, r.attempt_id, r.reason()), (job, Some(1), Some("ASR_EMPTY")));
-        assert_eq!((&r.tts_audio[..], r.extra.as_ref().unwrap().len()), (&b"QUJD"[..], 2));
+        assert_eq!(
+            (r.job_id, r.attempt_id, r.reason().as_deref()),
+            (job, Some(1), Some("ASR_EMPTY"))
+        );
+        assert_eq!((&r.tts_audio[..], r.extra.as_ref().unwrap().0.len()), (&b"QUJD"[..], 2));
         assert_eq!((r.processing_time_ms, r.tts_format.as_str()), (Some(12), "pcm16"));
     }
 

@@ -21,7 +21,7 @@ use crate::protocol::TurnId;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::samples::spec;
 use crate::protocol::job::{Cut, Outcome};
-use crate::protocol::node::NodeFault;
+use crate::protocol::node::{FaultDetails, NodeFault};
 
 /// The defaults with small tables: a world is made many times.
 fn small() -> config::Job {
@@ -260,7 +260,7 @@ fn fault(code: &str, service: &str) -> NodeFault {
     NodeFault {
         code: code.into(),
         message: String::new(),
-        details: Some(serde_json::json!({"service_id": service})),
+        details: Some(FaultDetails { service_id: Some(service.into()), model_id: None }),
     }
 }
 
