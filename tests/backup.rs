@@ -103,8 +103,8 @@ async fn a_copy_made_under_load_is_of_one_moment_and_a_server_goes_on_from_it() 
         is_of_one_moment(&copy);
         last = Some(copy);
     }
-    let before = server.metric("utterd_store_commits").await;
-    server.until_metric_is_above("utterd_store_commits", before).await;
+    let before = server.metric("utterd_store_commits_total").await;
+    server.until_metric_is_above("utterd_store_commits_total", before).await;
     stop.store(true, SeqCst);
     let mut answered = 0;
     for speaker in speakers {

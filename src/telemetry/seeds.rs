@@ -17,6 +17,7 @@ const SEEDS: &[Seed] = &[
     ("utterd_connections", &[SOCKETS]),
     ("utterd_tls_handshakes_failed_total", &[&["refused", "late"]]),
     ("utterd_tls_reloads_total", &[&["done", "refused"]]),
+    ("utterd_config_reloads_total", &[&["done", "refused"]]),
     ("utterd_session_resumes_total", &[&["detached", "resumed", "unknown_session"]]),
     ("utterd_unauthorized_total", &[&["session", "node", "admin"]]),
     ("utterd_pairings_total", &[&["paired", "invalid", "too_many"]]),
