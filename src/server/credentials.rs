@@ -231,11 +231,13 @@ impl Routes {
         &self,
         kind: KeyKind,
         request: &Request<B>,
+        peer: SocketAddr,
     ) -> Result<Pass, Response<Body>> {
         let credential = shown(request).or_else(|| in_address(request));
         let now_ms = self.shared.now().unix_ms;
         self.shared.keys.admit(kind, credential, now_ms).map_err(|_| {
             self.shared.metrics.unauthorized.with_label_values(&[kind.as_str()]).inc();
+            self.shared.house.failed(peer.ip());
             unauthorized()
         })
     }
@@ -252,7 +254,7 @@ impl Routes {
         if peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
-        let pass = self.admit(KeyKind::Admin, request)?;
+        let pass = self.admit(KeyKind::Admin, request, peer)?;
         if pass.key.is_none() && request.method() != Method::GET {
             return Err(fault(StatusCode::FORBIDDEN, "only from this host"));
         }
@@ -331,8 +333,12 @@ impl Routes {
     }
 
     /// Makes a token for a browser of the tenant whose key is shown.
-    pub(super) async fn session_token(&self, request: Request<Incoming>) -> Response<Body> {
-        let pass = match self.admit(KeyKind::Session, &request) {
+    pub(super) async fn session_token(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let pass = match self.admit(KeyKind::Session, &request, peer) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };

@@ -26,7 +26,7 @@ use crate::protocol::{NodeId, limits};
 use crate::store::StoreStats;
 use crate::telemetry::Metrics;
 use crate::tenant::{CODE_MS, KeyKind};
-use crate::transport::{Body, Connection, Limits, Outbox, Service, Stream, answer, upgrade};
+use crate::transport::{Body, Connection, Limits, Outbox, Rates, Service, Stream, answer, upgrade};
 
 /// Longest request body read, in bytes.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -75,7 +75,7 @@ impl Routes {
                 self.session_socket(&mut request, peer)
             }
             "/ws/node" if self.serves != Serves::Sessions => self.node_socket(&mut request, peer),
-            "/api/v1/session-tokens" => self.session_token(request).await,
+            "/api/v1/session-tokens" => self.session_token(request, peer).await,
             "/v1/speech/translate" if self.has_gateway() => self.translate(request, peer).await,
             "/v1/stream" if self.has_gateway() => self.stream(&mut request, peer),
             "/openapi.json" => super::documents::openapi(),
@@ -150,7 +150,7 @@ impl Routes {
             outbox_bytes_max: t.session_outbox_bytes_max,
             ..self.limits()
         };
-        let pass = match self.admit(KeyKind::Session, request) {
+        let pass = match self.admit(KeyKind::Session, request, peer) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
@@ -179,9 +179,14 @@ impl Routes {
             message_bytes_max: t.node_message_bytes_max,
             read_buffer_bytes: t.node_read_buffer_bytes,
             outbox_bytes_max: t.node_outbox_bytes_max,
+            rates: Rates {
+                bytes: t.node_bytes_per_second,
+                frames: t.node_frames_per_second,
+                controls: t.node_controls_per_second,
+            },
             ..self.limits()
         };
-        let pass = match self.admit(KeyKind::Node, request) {
+        let pass = match self.admit(KeyKind::Node, request, peer) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
@@ -200,6 +205,11 @@ impl Routes {
             // What is told together leaves together.
             write_buffer_bytes: 4 * 1024,
             outbox_bytes_max: t.session_outbox_bytes_max,
+            rates: Rates {
+                bytes: t.session_bytes_per_second,
+                frames: t.session_frames_per_second,
+                controls: t.session_controls_per_second,
+            },
             ping_interval: Duration::from_millis(t.ping_interval_ms),
             pong_timeout: Duration::from_millis(t.pong_timeout_ms),
             write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),

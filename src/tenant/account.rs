@@ -7,12 +7,11 @@ use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use super::Denied;
-use super::bucket::Bucket;
 use super::usage::{Counted, Meter, Usage, Used};
 use crate::config;
 use crate::protocol::Pair;
 use crate::protocol::job::Outcome;
-use crate::telemetry::{Metrics, Now};
+use crate::telemetry::{Bucket, Metrics, Now};
 
 /// Tenants that are not listed and have an account of their own: names prove nothing, and whoever
 /// opens sessions can make them up. Further ones share the account called [`OTHER`].

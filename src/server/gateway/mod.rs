@@ -29,7 +29,7 @@ use crate::config;
 use crate::protocol::gateway::{Done, Failed, Terms, Told, Translation, session_init, utterance};
 use crate::protocol::{ErrorCode, Lang, Pair};
 use crate::tenant::{Account, KeyKind, Pass};
-use crate::transport::{Body, Connection, Limits, Outbox};
+use crate::transport::{Body, Connection, Limits, Outbox, Rates};
 use answer::Refused;
 use form::Form;
 use inside::Inside;
@@ -65,7 +65,7 @@ impl Routes {
         request: &Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Guest, Response<Body>> {
-        let pass = self.admit(KeyKind::Session, request)?;
+        let pass = self.admit(KeyKind::Session, request, peer)?;
         let shared = Arc::clone(&self.shared);
         let account = shared.scheduler.accounts().of(pass.tenant.as_deref());
         Ok(Guest { shared, peer, pass, account })
@@ -133,7 +133,11 @@ impl Guest {
     /// time to say the first word.
     fn limits(&self, others: &Limits) -> Limits {
         let recording_max = self.shared.config.gateway.recording_bytes_max;
-        Limits { message_bytes_max: encoded(recording_max), ..others.clone() }
+        Limits {
+            message_bytes_max: encoded(recording_max),
+            rates: Rates::default(),
+            ..others.clone()
+        }
     }
 
     /// Shows what the tenant has left.

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::telemetry::Now;
+use super::stage::Now;
 
 /// Units that come in at a steady rate and are saved up to a bound.
 ///
 /// It is kept as the moment at which the bucket will be full again (the generic cell rate
 /// algorithm): one word is all of it, and nobody has to fill it.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub struct Bucket {
     /// Units that come in within `span_us`, and the most that are saved.
     units: u64,
     span_us: u64,
@@ -19,13 +19,13 @@ pub(super) struct Bucket {
 
 impl Bucket {
     /// A full bucket, into which `units` come each `span_ms` milliseconds. Neither is 0.
-    pub(super) fn new(units: u64, span_ms: u64) -> Self {
+    pub fn new(units: u64, span_ms: u64) -> Self {
         Self { units, span_us: span_ms * 1_000, full_at_us: AtomicU64::new(0) }
     }
 
     /// Takes so many units if they are there; else says in how many milliseconds they will be.
     /// More than it ever holds are taken when it is full, and leave it in debt.
-    pub(super) fn take(&self, units: u64, now: Now) -> Result<(), u64> {
+    pub fn take(&self, units: u64, now: Now) -> Result<(), u64> {
         let cost = self.time_of(units);
         let fits = |full_at: u64| {
             let from = full_at.max(now.us);
@@ -35,9 +35,19 @@ impl Bucket {
         taken.map(drop).map_err(|full_at| self.wait_ms(full_at, cost, now))
     }
 
+    /// In how many milliseconds so many units are there; 0 if they are. Nothing is taken.
+    pub fn wait_for(&self, units: u64, now: Now) -> u64 {
+        self.wait_ms(self.full_at_us.load(SeqCst).max(now.us), self.time_of(units), now)
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_full(&self, now: Now) -> bool {
+        self.full_at_us.load(SeqCst) <= now.us
+    }
+
     /// Takes so many units, there or not; says in how many milliseconds as many are there again,
     /// which is 0 if they are.
-    pub(super) fn overdraw(&self, units: u64, now: Now) -> u64 {
+    pub fn overdraw(&self, units: u64, now: Now) -> u64 {
         let cost = self.time_of(units);
         let owe = |full_at: u64| Some(full_at.max(now.us) + cost);
         let before = self.full_at_us.fetch_update(SeqCst, SeqCst, owe).unwrap_or(0);
@@ -45,12 +55,12 @@ impl Bucket {
     }
 
     /// The most it holds.
-    pub(super) fn units(&self) -> u64 {
+    pub fn units(&self) -> u64 {
         self.units
     }
 
     /// Units that can be taken now, and in how many milliseconds it will be full.
-    pub(super) fn left(&self, now: Now) -> (u64, u64) {
+    pub fn left(&self, now: Now) -> (u64, u64) {
         let owed_us = self.full_at_us.load(SeqCst).saturating_sub(now.us);
         let held_us = self.span_us.saturating_sub(owed_us);
         let units = u128::from(held_us) * u128::from(self.units) / u128::from(self.span_us);
