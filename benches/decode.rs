@@ -143,11 +143,11 @@ fn encoded(criterion: &mut Criterion) {
         ("job_assign 43 KB, from bytes", Audio::Raw(Bytes::from(raw))),
     ];
     for (name, audio) in audios {
-        let frame = encode_job_assign(JobId(9), 0x101, &spec, &audio);
+        let frame = encode_job_assign(JobId(9), 0x101, &spec, &audio, None);
         assert_eq!(value(&frame)["audio"], text.as_str(), "{name}");
         sized(&mut group, frame.len());
         group.bench_function(name, |bencher| {
-            bencher.iter(|| encode_job_assign(JobId(9), 0x101, black_box(&spec), &audio));
+            bencher.iter(|| encode_job_assign(JobId(9), 0x101, black_box(&spec), &audio, None));
         });
     }
     for (name, voice) in [("translation_result, no voice", ""), {

@@ -132,7 +132,7 @@ fn publishing(criterion: &mut Criterion) {
     let pairs = all_pairs();
     let mut world = World::new(nodes, &pairs, 4, config::Job::default());
     group.bench_function("the whole snapshot, 1,000 nodes × 20 pairs", |bencher| {
-        bencher.iter(|| world.publisher.replace_config(Vec::new()));
+        bencher.iter(|| world.publisher.replace_config(Vec::new(), true));
     });
     let node = Arc::clone(&world.nodes[nodes / 2].node);
     group.bench_function("one node of 1,000 that serves all 20 pairs", |bencher| {

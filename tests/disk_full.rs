@@ -80,6 +80,7 @@ fn accept(id: u128) -> Write {
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        traced: Default::default(),
         paired: None,
         audience: None,
     };

@@ -3,6 +3,7 @@
 //!
 //! `UPDATE_DOCS=1 cargo test --test docs` writes the generated tables anew.
 
+mod support;
 mod torture {
     pub mod daemon;
 }
@@ -13,10 +14,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
+use support::{FakeNode, Peer, TestServer, http};
 use torture::daemon::{Daemon, address};
 
 use utterd::config;
-use utterd::telemetry::Metrics;
+use utterd::telemetry::{Metrics, Reference};
 
 fn read(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap()
@@ -42,9 +45,9 @@ fn generated(document: &str, what: &str, expected: &str) {
 }
 
 fn metrics_table() -> String {
-    let mut table = "| metric | labels | meaning |\n|---|---|---|\n".to_owned();
-    for (name, labels, help) in Metrics::reference() {
-        table += &format!("| `{name}` | {} | {help} |\n", labels.join(", "));
+    let mut table = "| metric | kind | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    for Reference { name, kind, labels, help } in Metrics::reference() {
+        table += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
     }
     table
 }
@@ -183,6 +186,86 @@ async fn the_session_in_the_readme_outlives_its_connection_and_its_server() {
     let shown = shown("$ cargo run --release -- speak --generated ");
     assert_eq!(normalised(&printed), normalised(shown.trim_end()), "printed:\n{printed}");
     server.stop(Duration::from_secs(30)).await.unwrap();
+}
+
+/// What people ask after an incident, and the command that answers.
+const QUESTIONS: [(&str, &[&str]); 4] = [
+    ("Was the pool configuration there, and was it seen?", &["inspect", "pools"]),
+    ("Why was there no node?", &["explain", "--from", "zh", "--to", "en"]),
+    ("Was the job sent? Did the result come back?", &["inspect", "job", "JOB"]),
+    ("Did the client get it?", &["inspect", "session", "SESSION"]),
+];
+
+/// What an incident left.
+struct Incident {
+    session: String,
+    job: String,
+    /// Connections that last as long as this.
+    _there: (FakeNode, FakeNode, Peer),
+}
+
+/// A pool that asks for what no node has; a client whose result came after it had gone; a node that
+/// died, one that was drained and forgotten, one for other languages; a client that waits.
+async fn incident(server: &TestServer) -> Incident {
+    let pools = r#"[{"name": "east", "pairs": ["zh:*"], "required_services": ["semantic"]}]"#;
+    assert_eq!(http(server.addr(), "PUT", "/api/v1/pools", pools).await.0, 200);
+    let mut gone = server.node("gpu-a", &["zh", "en"]).await;
+    let mut client = server.client().await;
+    client
+        .send(json!({"type": "session_init", "client_version": "1.4", "platform": "web",
+            "src_lang": "zh", "tgt_lang": "en", "trace_id": "visit", "extensions": ["resume"]}))
+        .await;
+    let session = client.expect("session_init_ack").await["session_id"].clone();
+    let session = session.as_str().unwrap().to_owned();
+    client.sentence(&session).await;
+    let job = gone.assignment().await;
+    drop(client);
+    server.until(|b| b["state"] == "away", &format!("/api/v1/sessions/{session}")).await;
+    gone.answer(&job, "said").await;
+    server.job_at(&job["job_id"], "durable").await;
+    let drained = server.node("gpu-b", &["zh", "en"]).await;
+    http(server.addr(), "POST", "/api/v1/nodes/gpu-b/drain", "").await;
+    server.until_node_is(&drained, "draining").await;
+    drop(gone);
+    let french = server.node("gpu-c", &["fr", "en"]).await;
+    server.until(|b| b["state"] == "offline", "/api/v1/nodes/gpu-a").await;
+    let (mut waits, id) = server.session("zh", "en").await;
+    waits.sentence(&id).await;
+    server.until(|b| b["jobs"]["waiting"] == 1, "/api/v1/stats").await;
+    let job = job["job_id"].as_str().unwrap().to_owned();
+    Incident { session, job, _there: (drained, french, waits) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incident_is_answered_by_one_command_a_question() {
+    let server = TestServer::start(|_| {}).await;
+    let Incident { session, job, _there } = incident(&server).await;
+    let mut told = String::new();
+    for (question, command) in QUESTIONS {
+        let named = |word: &&str| match *word {
+            "SESSION" => session.clone(),
+            "JOB" => job.clone(),
+            word => word.to_owned(),
+        };
+        let command: Vec<String> = command.iter().map(named).collect();
+        let ended = tokio::process::Command::new(env!("CARGO_BIN_EXE_utterd"))
+            .args(&command)
+            .args(["--server", &server.addr().to_string()])
+            .output();
+        let ended = ended.await.unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        let answer = String::from_utf8(ended.stdout).unwrap();
+        let command = command.join(" ");
+        told += &format!("**{question}**\n\n```\n$ utterd {command}\n{answer}```\n\n");
+    }
+    let document = "docs/OPERATING.md";
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        return generated(document, "incident", &told);
+    }
+    let text = read(document);
+    let (_, shown) = text.split_once("<!-- incident: begin -->\n").unwrap();
+    let (shown, _) = shown.split_once("<!-- incident: end -->").unwrap();
+    assert_eq!(normalised(told.trim_end()), normalised(shown.trim_end()), "printed:\n{told}");
 }
 
 #[test]

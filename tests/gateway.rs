@@ -20,6 +20,9 @@ use utterd::peer::wav;
 const SOON: Duration = Duration::from_secs(20);
 const TRANSLATE: &str = "/v1/speech/translate";
 
+/// Fields of a form beside the recording.
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
 /// What a request was answered.
 struct Answer {
     status: u16,
@@ -161,7 +164,7 @@ async fn what_cannot_be_right_is_refused_and_no_job_is_made_of_it() {
         (answer.status, answer.body["code"].as_str().unwrap().to_owned())
     };
     let wrong = (400, "INVALID_MESSAGE".to_owned());
-    let cases: [(&[u8], &[(&str, &str)]); 9] = [
+    let cases: [(&[u8], Fields); 9] = [
         (b"", &[]),
         (b"abc", &[]),
         (b"abcd", &[("sample_rate", "x")]),

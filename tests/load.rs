@@ -278,3 +278,24 @@ fn the_floor_is_measured_by_the_program_itself() {
     assert_eq!(verdicts.len(), 3);
     assert!(verdicts.iter().all(|verdict| verdict["ratio"].as_f64() > Some(0.0)), "{verdicts:?}");
 }
+
+#[test]
+fn open_consoles_are_weighed_by_the_program_itself() {
+    let args = ["--consoles", "3", "--seconds", "1", "--warmup", "0.1", "--rounds", "2", "--json"];
+    let (code, shown, complaint) = program(&[&args[..], &["--rate", "100"]].concat());
+    assert_eq!(code, Some(0), "{complaint}\n{shown}");
+    let document: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let watched = &document["watched"];
+    for side in ["without", "with"] {
+        assert_eq!(watched[side].as_array().unwrap().len(), 2, "{side}");
+        assert!(watched[side][1]["round_trip"]["count"].as_u64() > Some(0), "{side}");
+    }
+    // Each of the three was told something, twice at least, in each of the two rounds.
+    assert!(watched["pictures"].as_u64() >= Some(12), "{}", watched["pictures"]);
+    let weighed = watched["weighed"].as_array().unwrap();
+    assert!(weighed.iter().all(|weighed| weighed["ratio"].as_f64() > Some(0.0)), "{weighed:?}");
+    // More than a server keeps up to date.
+    let (code, _, complaint) = program(&["--consoles", "40", "--seconds", "0.1", "--rounds", "1"]);
+    assert_eq!(code, Some(1), "{complaint}");
+    assert!(complaint.contains("503"), "{complaint}");
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use serde_json::{Value, json};
-use support::{FakeNode, Http, Peer, TestServer, http, register_message, speech};
+use support::{FakeNode, Http, Peer, TestServer, http, http_with, register_message, speech};
 
 /// Replacements of the configuration under load.
 const REPLACEMENTS: usize = 1_000;
@@ -285,4 +285,92 @@ async fn speech_of_unknown_language_goes_to_nodes_that_know_all_candidates() {
         let last = done["placements"].as_array().unwrap().last().unwrap();
         assert_eq!(last["node"], "all");
     }
+}
+
+/// Status, tag and body of a request with a tag of its own.
+async fn ask(server: &TestServer, of: (&str, &str), tag: &str, body: &str) -> (u16, Value) {
+    let tag = if tag.is_empty() { String::new() } else { format!("if-match: \"{tag}\"\r\n") };
+    let (status, body) = http_with(server.addr(), of.0, of.1, &tag, body).await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+}
+
+/// What stands above an answer.
+async fn head_of(server: &TestServer, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").unwrap().0.to_owned()
+}
+
+async fn names(server: &TestServer) -> Vec<String> {
+    let (_, pools) = server.get("/api/v1/pools").await;
+    let config = pools["config"].as_array().unwrap().iter();
+    config.map(|pool| pool["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_are_changed_by_name_and_nobody_undoes_what_he_has_not_seen() {
+    let file = json!([{"name": "file", "pairs": ["*:*"]}]);
+    let of_file = file.clone();
+    let server =
+        TestServer::start(move |c| c.pools = serde_json::from_value(of_file).unwrap()).await;
+    let (_, before) = server.get("/api/v1/pools").await;
+    let seen = before["tag"].as_str().unwrap().to_owned();
+    let acme = ("PUT", "/api/v1/pools/acme");
+    let (status, now) = ask(&server, acme, &seen, r#"{"pairs": ["zh:en"], "weight": 2}"#).await;
+    assert_eq!(
+        (status, &now["on_disk"], &now["overriding_file"]),
+        (200, &json!(true), &json!(true))
+    );
+    assert_eq!(names(&server).await, ["file", "acme"]);
+    let tag = format!("etag: \"{}\"", now["tag"].as_str().unwrap());
+    for path in ["/api/v1/pools", "/api/v1/pools/acme"] {
+        assert!(head_of(&server, path).await.contains(&tag), "{path} has another tag");
+    }
+    // Whoever saw what was before has to look again.
+    let (status, answer) = ask(&server, acme, &seen, r#"{"pairs": ["*:en"]}"#).await;
+    assert_eq!(status, 412, "{answer}");
+    for of in [("DELETE", "/api/v1/pools/acme"), ("DELETE", "/api/v1/pools")] {
+        assert_eq!(ask(&server, of, &seen, "").await.0, 412);
+    }
+    assert_eq!(ask(&server, ("PUT", "/api/v1/pools"), &seen, "[]").await.0, 412);
+    let seen = now["tag"].as_str().unwrap().to_owned();
+    let (status, _) = ask(&server, acme, &seen, r#"{"name": "acme", "pairs": ["*:en"]}"#).await;
+    assert_eq!((status, names(&server).await.len()), (200, 2));
+    let (_, one) = server.get("/api/v1/pools/acme").await;
+    assert_eq!((&one["pairs"], &one["weight"]), (&json!(["*:en"]), &json!(1)), "replaced whole");
+    for (body, status) in [
+        (r#"{"name": "other", "pairs": ["*:en"]}"#, 400),
+        (r#"{"pairs": []}"#, 422),
+        (r#"{"pairs": ["zh-en"]}"#, 400),
+        ("[]", 400),
+    ] {
+        assert_eq!(ask(&server, acme, "", body).await.0, status, "{body}");
+    }
+    assert_eq!(ask(&server, ("DELETE", "/api/v1/pools/none"), "", "").await.0, 404);
+    assert_eq!(server.get("/api/v1/pools/none").await.0, 404);
+    assert_eq!(ask(&server, ("DELETE", "/api/v1/pools/file"), "*", "").await.0, 200);
+    assert_eq!(names(&server).await, ["acme"]);
+
+    // So it is after a restart; and back to the file's, which is remembered as well.
+    let of_file = file.clone();
+    let set = move |c: &mut utterd::config::Config| {
+        c.pools = serde_json::from_value(of_file.clone()).unwrap();
+    };
+    let server = server.restart(set.clone()).await;
+    assert_eq!(names(&server).await, ["acme"]);
+    // A reading of the file must know that it is outranked.
+    assert_eq!(server.get("/api/v1/pools").await.1["overriding_file"], json!(true));
+    let (_, now) = ask(&server, ("DELETE", "/api/v1/pools"), "", "").await;
+    assert_eq!(now["overriding_file"], json!(false));
+    assert_eq!(names(&server).await, ["file"]);
+    let version = now["config_version"].as_u64().unwrap();
+    let server = server.restart(set).await;
+    assert_eq!(names(&server).await, ["file"]);
+    let (_, after) = server.get("/api/v1/pools").await;
+    assert!(after["config_version"].as_u64().unwrap() > version, "{after}");
+    assert_eq!(after["overriding_file"], json!(false));
 }

@@ -243,7 +243,8 @@ impl Drop for Daemon {
 }
 
 fn inspect(dir: &Path, what: &[&str]) -> Value {
-    let output = utterd().arg("inspect").args(what).arg("--data").arg(dir).output().unwrap();
+    let output =
+        utterd().args(["inspect", "--json"]).args(what).arg("--data").arg(dir).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }

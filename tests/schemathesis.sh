@@ -41,7 +41,7 @@ done
 run() {
   "$work/venv/bin/schemathesis" run "http://$address/openapi.json" --url "http://$address" \
     --checks all --exclude-checks ignored_auth,positive_data_acceptance \
-    --phases examples,coverage,fuzzing --max-examples 60 --seed 1 --workers 4 \
+    --phases examples,coverage,fuzzing --max-examples 60 --seed 1 \
     --generation-database none --suppress-health-check all "$@"
 }
 run --max-time "$seconds" --exclude-operation-id drainNode --exclude-operation-id replacePools

@@ -1,22 +1,25 @@
-//! What people say, and what opens their sessions, is in no log and no metric.
+//! What people say, and what opens their sessions, is in no log, no metric and on no page for
+//! operators (of traces: tests/traces.rs).
 
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::json;
-use support::{FakeNode, Peer, http, register_message, speech};
+use support::{FakeNode, Peer, http, http_with, register_message, speech};
 
 /// Said, translated, and refused: words that occur nowhere else.
 const CANARIES: [&str; 3] = ["quetzalcoatl", "axolotlish", "chinchillada"];
 
-#[tokio::test(flavor = "multi_thread")]
-async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
-    let data = tempfile::tempdir().unwrap();
+/// A server whose log is as loud as it can be; where it is, and its log once it has ended.
+fn start(data: &Path) -> (Child, SocketAddr, JoinHandle<std::io::Result<String>>) {
     let mut server = Command::new(env!("CARGO_BIN_EXE_utterd"))
         .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(data.path())
+        .arg(data)
         .env("UTTERD_LOG_LEVEL", "trace")
         .env("UTTERD_SEGMENTER_HANGOVER_MANUAL_MS", "0")
         .stdout(Stdio::piped())
@@ -31,7 +34,34 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let addr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    (server, addr, log)
+}
 
+/// What operators read of a session and its job, asked for with a key.
+async fn pages(addr: SocketAddr, session: &str, job: &str) -> String {
+    let key = "authorization: Bearer uk_ocelotl\r\n";
+    let mut pages = String::new();
+    for page in [
+        "sessions",
+        &format!("sessions/{session}"),
+        "jobs",
+        &format!("jobs/{job}"),
+        "explain?from=zh&to=en",
+    ] {
+        let path = format!("/api/v1/{page}");
+        let (status, body) = http_with(addr, "GET", &path, key, "").await;
+        assert_eq!(status, 200, "{path}");
+        pages += &body;
+    }
+    pages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
+    let data = tempfile::tempdir().unwrap();
+    let (mut server, addr, log) = start(data.path());
+
+    make_it_louder(addr).await;
     let node = Peer::connect(addr, "/ws/node").await;
     let node = FakeNode::register(node, "n1", &["zh", "en"]);
     let mut node = node.await;
@@ -67,6 +97,7 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
         back.expect("session_resume_ack").await;
     }
     let (_, metrics) = http(addr, "GET", "/metrics", "").await;
+    let pages = pages(addr, &session, job["job_id"].as_str().unwrap()).await;
     server.kill().unwrap();
     server.wait().unwrap();
 
@@ -74,8 +105,47 @@ async fn speech_texts_and_secrets_stay_out_of_the_log_at_its_loudest() {
     assert!(log.contains(&session), "the log is as loud as it can be");
     let speech = base64_simd::STANDARD.encode_to_string(speech(256));
     let spoken = base64_simd::STANDARD.encode_to_string(CANARIES[2]);
-    for canary in CANARIES.iter().copied().chain([&*secret, &speech[..64], &spoken]) {
+    let secrets = [&*secret, &speech[..64], &spoken, "ocelotl"];
+    for canary in CANARIES.iter().copied().chain(secrets) {
         assert!(!log.contains(canary), "`{canary}` is in the log");
         assert!(!metrics.contains(canary), "`{canary}` is in the metrics");
+        assert!(!pages.contains(canary), "`{canary}` is on a page for operators");
     }
+}
+
+/// Those who show what passes through them are not let by the most particular filter either; then
+/// a credential passes.
+async fn make_it_louder(addr: std::net::SocketAddr) {
+    let loudest = "trace,hyper::proto=trace,hyper::proto::h1=trace,tungstenite::protocol=trace,\
+        tungstenite::protocol::frame=trace,tokio_tungstenite::compat=trace";
+    assert_eq!(http(addr, "PUT", "/api/v1/log-level", loudest).await.0, 200);
+    let authorization = format!("authorization: Bearer {}\r\n", CANARIES[2]);
+    http_with(addr, "GET", "/api/v1/keys", &authorization, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_peers_call_themselves_cannot_forge_a_line_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut server, addr, log) = start(dir.path());
+    let name = "web\x1b[31m\r\n2026-01-01T00:00:00Z ERROR utterd: forged";
+    let mut client = Peer::connect(addr, "/ws/session").await;
+    client
+        .send(json!({"type": "session_init", "client_version": name, "platform": name,
+            "src_lang": "zh", "tgt_lang": "en", "trace_id": name}))
+        .await;
+    client.expect("session_init_ack").await;
+    let mut node = Peer::connect(addr, "/ws/node").await;
+    let mut hello = register_message(Some(name), &["zh", "en"]);
+    hello["platform"] = name.into();
+    node.send(hello).await;
+    node.send(json!({"type": "node_error", "code": name, "message": name})).await;
+    let (status, _) = http_with(addr, "GET", "/health", "user-agent: a\x1b[2Jb\r\n", "").await;
+    assert!(status == 200 || status == 400, "{status}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let log = log.join().unwrap().unwrap();
+    assert!(log.contains("forged"), "what they said is in it, or this shows nothing");
+    assert!(!log.contains('\x1b'), "an escape went through");
+    let forged = log.lines().find(|line| line.starts_with("2026-01-01"));
+    assert_eq!(forged, None);
 }

@@ -69,9 +69,10 @@ const NOT_IN_CORE: [(&str, &str); 20] = [
 ];
 
 /// Models of the program's own files have to name them; a test that is a directory, what it shares
-/// with the others; a test of what a bench measures, what it shares with the bench.
-const NAMES_FILES: [&str; 3] =
-    ["tests/loom.rs", "tests/whole_stack/main.rs", "tests/allocations.rs"];
+/// with the others; a test of what a bench measures, what it shares with the bench; the replay of
+/// the fuzz targets, what they do.
+const NAMES_FILES: [&str; 4] =
+    ["tests/loom.rs", "tests/whole_stack/main.rs", "tests/allocations.rs", "tests/fuzz/main.rs"];
 
 /// Where an utterance passes: no lock of ours in these modules, or in the core.
 const LOCK_FREE: [&str; 5] = ["protocol", "server", "transport", "store", "telemetry"];

@@ -218,7 +218,7 @@ impl Journey {
     /// To the node's socket, and back with its answer.
     fn assign(&mut self, job: &Arc<Job>, node: NodeIndex, attempt: u32) {
         let audio = job.audio().expect("it has not ended");
-        self.assignment = encode_job_assign(job.id, attempt, &job.spec, &audio);
+        self.assignment = encode_job_assign(job.id, attempt, &job.spec, &audio, None);
         drop(audio);
         let (scheduler, effects) = (&self.world.scheduler, &mut self.job_effects);
         job.carry(attempt, 1);

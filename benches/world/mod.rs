@@ -83,7 +83,7 @@ impl World {
         let nodes: Vec<Attached> = (0..nodes).map(join).collect();
         let (shared, metrics) = (Arc::clone(&registry), Arc::new(Metrics::new()));
         let accounts = Accounts::new(config::TenantDefaults::default(), &[], &metrics);
-        let admission = Admission::new(&job, 10_000, accounts);
+        let admission = Admission::new(job.clone(), 10_000, accounts);
         let scheduler = Scheduler::new(job, admission, 1, shared, Arc::clone(&pools), metrics);
         pools.with(|s| {
             let served = s.route(pairs[0]).map_or(0, |route| route.pools[0].nodes.len());
@@ -113,6 +113,7 @@ pub fn spec(session: SessionId, utterance_index: u64, pair: Pair) -> JobSpec {
         sample_rate: 16_000,
         audio_ms: 1_000,
         trace_id: "trace-2f1c8a90".into(),
+        traced: Default::default(),
         padding_ms: Some(280),
         cut: Cut::Manual,
         streaming_asr: true,

@@ -8,8 +8,8 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::http::{Target, get_json};
-use super::speak::show;
-use super::{Outcome, Signals, faulty, runtime, say, serve};
+use super::speak::show as tell;
+use super::{Outcome, Signals, faulty, runtime, say, serve, show};
 use crate::config::{self, Config, environment};
 use crate::peer::dial::Trust;
 use crate::peer::engine::{EchoEngine, Engine};
@@ -17,7 +17,7 @@ use crate::peer::node::{NodeEvent, NodeOptions};
 use crate::peer::speaker::{Mode, SpeakOptions, speak};
 use crate::peer::{voice, wav};
 use crate::server::Server;
-use crate::telemetry::{self, Stage};
+use crate::telemetry;
 
 /// Length of the generated utterance, in seconds.
 const UTTERANCE_SECONDS: f32 = 1.2;
@@ -105,7 +105,7 @@ async fn utterance(authority: &str) -> anyhow::Result<()> {
         ..SpeakOptions::new(format!("ws://{authority}/ws/session"), "en", "es")
     };
     let spoken =
-        speak(voice::sine_speech(UTTERANCE_SECONDS), options, |event| show(&event)).await?;
+        speak(voice::sine_speech(UTTERANCE_SECONDS), options, |event| tell(&event)).await?;
     let result = spoken.results.first().context("the utterance was not answered")?;
     let (samples, _) = spoken.pcm16();
     let seconds = samples.len() as f64 / f64::from(wav::RATE_HZ);
@@ -120,20 +120,7 @@ async fn utterance(authority: &str) -> anyhow::Result<()> {
 fn timeline(job: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     say(&format!("timeline of {}:", text(&job["job_id"])));
-    for stage in Stage::ALL {
-        if let Some(at) = job["stamps_us"][stage.as_str()].as_u64() {
-            say(&format!("  {:>9.3} ms  {}", at as f64 / 1e3, stage.as_str()));
-        }
-    }
-    for placement in job["placements"].as_array().into_iter().flatten() {
-        let considered: Vec<String> = placement["considered"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|c| format!("{} {}", text(&c["node"]), text(&c["verdict"])))
-            .collect();
-        let pool = text(&placement["pool"]);
-        say(&format!("  placed by pool {pool}: {}", considered.join(", ")));
-    }
+    say(show::stamps(job).trim_end());
+    say(show::placements(job).trim_end());
     say(&format!("  ended: {}", text(&job["ended"]["outcome"])));
 }

@@ -12,7 +12,7 @@ use crate::config;
 use crate::peer::dial::Trust;
 use crate::peer::load::{
     self, Compared, Faults, Figures, FloorPlan, Mode, Options, Pace, Plan, Relay, ServerPlan,
-    Spawned, Stages, Step, World,
+    Spawned, Stages, Step, Watched, World,
 };
 use crate::telemetry;
 
@@ -25,6 +25,9 @@ const SECONDS_OF_MANY: (f64, f64) = (4.0, 1.0);
 const SECONDS_CLOSED: (f64, f64) = (2.0, 0.5);
 /// Rounds of each side beside the floor.
 const FLOOR_ROUNDS: usize = 5;
+/// Pairs of rounds without and with consoles, and seconds of a round and of its warmup.
+const CONSOLE_ROUNDS: usize = 15;
+const CONSOLE_SECONDS: (f64, f64) = (2.0, 0.5);
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ModeName {
@@ -92,7 +95,7 @@ pub(super) struct Args {
     /// Seconds before that which do not count: 2, or 1 where there are many.
     #[arg(long, value_name = "SECONDS")]
     warmup: Option<f64>,
-    /// Rounds: 1, or 5 of each side with --floor.
+    /// Rounds: 1, or 5 of each side with --floor, or 15 with --consoles.
     #[arg(long, value_name = "COUNT")]
     rounds: Option<usize>,
     /// Size of the speech in each result, in characters of base64.
@@ -113,6 +116,9 @@ pub(super) struct Args {
     /// Compare with a bare relay on the same transport, in turns.
     #[arg(long, conflicts_with_all = ["find_capacity", "closed"])]
     floor: bool,
+    /// Compare with the same load while so many consoles are open, in turns.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity"])]
+    consoles: Option<usize>,
     /// Look for the highest rate at which 99 % of the round trips keep within --p99.
     #[arg(long, conflicts_with_all = ["rate", "closed", "rounds"])]
     find_capacity: bool,
@@ -164,9 +170,10 @@ pub(super) fn run(args: Args) -> Outcome {
 }
 
 async fn work(args: &Args, at: &(String, Option<u32>)) -> Outcome {
-    match (args.floor, args.find_capacity) {
-        (true, _) => floor(args, at).await,
-        (_, true) => capacity(args, &at.0).await,
+    match (args.floor, args.find_capacity, args.consoles) {
+        (true, ..) => floor(args, at).await,
+        (_, true, _) => capacity(args, &at.0).await,
+        (.., Some(open)) => consoles(args, at, open).await,
         _ => rounds(args, at).await,
     }
 }
@@ -398,6 +405,40 @@ fn tell_compared(compared: &Compared) {
             verdict.what,
             verdict.bound,
             verdict.ratio
+        ));
+    }
+}
+
+async fn consoles(args: &Args, (url, pid): &(String, Option<u32>), open: usize) -> Outcome {
+    let (options, plan) = (args.options()?, args.plan(CONSOLE_SECONDS));
+    args.tell_what(&options);
+    let tell = |line: &str| {
+        if !args.json {
+            say(line);
+        }
+    };
+    let rounds = args.rounds.unwrap_or(CONSOLE_ROUNDS);
+    let watched = load::watched((url, *pid), &options, (plan, rounds, open), tell).await?;
+    match args.json {
+        true => document(&json!({"options": options, "plan": plan, "settings": settings(args),
+            "watched": watched}))?,
+        false => tell_watched(&watched),
+    }
+    judge(watched.faults())
+}
+
+fn tell_watched(watched: &Watched) {
+    say(&format!("{} pictures were sent to {} consoles", watched.pictures, watched.consoles));
+    let heads = ["without", "with", "ratio", "quarters"];
+    say(&format!(
+        "{:<34}{:>10}{:>10}{:>10}{:>16}",
+        "medians of the rounds", heads[0], heads[1], heads[2], heads[3]
+    ));
+    for w in &watched.weighed {
+        let quarters = format!("{:.2} – {:.2}", w.ratio_low, w.ratio_high);
+        say(&format!(
+            "{:<34}{:>10.0}{:>10.0}{:>9.2}×{quarters:>16}",
+            w.what, w.without, w.with, w.ratio
         ));
     }
 }

@@ -2,19 +2,28 @@
 //!
 //! It refuses to know anything below its floor that the server does not offer.
 
+mod backup;
 mod check;
 mod dead_letters;
 mod demo;
+mod drain;
+mod explain;
 mod http;
 mod inspect;
 mod keys;
 mod load;
+mod log_level;
+mod manual;
 mod node;
 mod pair;
+mod pools;
+mod reload;
 mod serve;
+mod show;
 mod simulate;
 mod speak;
 mod systemd;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +32,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
-use crate::config::{Config, Faults, environment};
+use crate::config::{Config, Faults, Loaded, environment};
 
 /// Exit codes, as documented in docs/OPERATING.md.
 mod code {
@@ -50,6 +59,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run the server.
+    ///
+    /// Sessions come to /ws/session, nodes to /ws/node, operators to /api/v1. Settings come, in
+    /// rising order of rank, from embedded defaults, a file, variables UTTERD_<SECTION>_<KEY>, and
+    /// the flags below. It prints `utterd listening on HOST:PORT` when it takes sessions; the log
+    /// goes to standard error.
     Serve(serve::Args),
     /// Check a configuration file and tell every fault at once.
     Check(check::Args),
@@ -67,10 +81,30 @@ enum Verb {
     Keys(keys::Args),
     /// Make a code that pairs one session with one node.
     Pair(pair::Args),
-    /// Show what happened to a job, or what a closed database holds.
+    /// Have the server stopped in good order, or one node emptied.
+    Drain(drain::Args),
+    /// Give a node work again.
+    Undrain(drain::UndrainArgs),
+    /// Have settings and certificates read again.
+    Reload(reload::Args),
+    /// Show or change pools.
+    Pools(pools::Args),
+    /// Show or change what is logged.
+    LogLevel(log_level::Args),
+    /// Copy the database while the server runs, or a closed one.
+    Backup(backup::Args),
+    /// Show jobs, sessions, nodes, pools and rooms, of a server or of a closed database.
     Inspect(inspect::Args),
+    /// Tell who would get a job now, and why not the others.
+    Explain(explain::Args),
+    /// Watch a server: what it holds, its nodes, its jobs and its sessions.
+    Top(top::Args),
     /// Show, send again or drop what could not be brought to its end.
     DeadLetters(dead_letters::Args),
+    /// Print the manual page of the program or of a verb.
+    Man(manual::ManArgs),
+    /// Print what a shell needs to complete this command line.
+    Completions(manual::CompletionsArgs),
 }
 
 /// Runs the program; returns its exit code.
@@ -89,8 +123,18 @@ pub fn main() -> ExitCode {
         Verb::Load(args) => load::run(args),
         Verb::Keys(args) => keys::run(&args),
         Verb::Pair(args) => pair::run(&args),
+        Verb::Drain(args) => drain::run(&args),
+        Verb::Undrain(args) => drain::undrain(&args),
+        Verb::Reload(args) => reload::run(&args),
+        Verb::Pools(args) => pools::run(&args),
+        Verb::LogLevel(args) => log_level::run(&args),
+        Verb::Backup(args) => backup::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::DeadLetters(args) => dead_letters::run(&args),
+        Verb::Man(args) => manual::man(&args),
+        Verb::Completions(args) => manual::completions(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,7 +166,8 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 type Outcome = Result<(), Failure>;
 
 /// Where configuration comes from.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Configuration")]
 struct ConfigArgs {
     /// Configuration file (TOML); without one, the embedded defaults.
     #[arg(long, value_name = "FILE", env = "UTTERD_CONFIG")]
@@ -136,15 +181,15 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// File, environment and flags, in rising order of rank.
-    fn load(&self) -> Result<Config, Failure> {
+    /// File, environment and flags, in rising order of rank, with where each value was written.
+    fn read(&self) -> Result<Loaded, Faults> {
         let flags = [
             ("UTTERD_SERVER_LISTEN", self.listen.clone()),
             ("UTTERD_SERVER_DATA", self.data.as_ref().map(|d| d.display().to_string())),
         ];
         let flags = flags.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?)));
         let environment: std::collections::BTreeMap<_, _> = environment().chain(flags).collect();
-        Config::load(self.config.as_deref(), environment.into_iter()).map_err(faulty)
+        Config::load_placed(self.config.as_deref(), environment.into_iter())
     }
 }
 

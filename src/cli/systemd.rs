@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use listenfd::ListenFd;
@@ -57,6 +58,30 @@ fn roles(names: &str, count: usize) -> anyhow::Result<Vec<Role>> {
     Ok(roles)
 }
 
+/// Tells the service manager again and again that the runtime turns, twice in the time within
+/// which it wants to hear that (`WATCHDOG_USEC`). Returns at once if it does not want to.
+///
+/// This says nothing of the disk: the store's own watch ends a process whose disk does not answer.
+pub(super) async fn keep_alive() {
+    let within = std::env::var("WATCHDOG_USEC").ok();
+    let pid = std::env::var("WATCHDOG_PID").ok();
+    let Some(within) = watched(within.as_deref(), pid.as_deref(), std::process::id()) else {
+        return;
+    };
+    let mut beat = tokio::time::interval(within / 2);
+    loop {
+        beat.tick().await;
+        notify("WATCHDOG=1");
+    }
+}
+
+/// The time within which this process is to give a sign, if it is the one that is watched.
+fn watched(within_us: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
+    let within = within_us?.parse().ok().filter(|us| *us > 1)?;
+    let mine = pid.is_none_or(|pid| pid.parse() == Ok(own));
+    mine.then(|| Duration::from_micros(within))
+}
+
 /// Tells the service manager, if there is one. It may be gone, or not care.
 pub(super) fn notify(state: &str) {
     let Some(to) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -99,6 +124,17 @@ mod tests {
         assert_eq!(of("node:utterd.socket", 2), Some(vec![Node, Client]));
         assert_eq!(of("client:other", 2), None);
         assert_eq!(of("", 2), None);
+    }
+
+    #[test]
+    fn who_is_watched_gives_a_sign_in_time() {
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(watched(Some("1000000"), None, 7), second);
+        assert_eq!(watched(Some("1000000"), Some("7"), 7), second);
+        assert_eq!(watched(Some("1000000"), Some("8"), 7), None);
+        for odd in [None, Some("0"), Some("1"), Some(""), Some("-3"), Some("soon")] {
+            assert_eq!(watched(odd, None, 7), None, "{odd:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::raw::{self, Entry, Given};
 use super::setting::{Allowed, Field, Misread, Section, Value};
-use super::{Config, OTHER_VARIABLES, Pool, VARIABLE_PREFIX, reference_keys};
+use super::{Config, Loaded, OTHER_VARIABLES, Pool, VARIABLE_PREFIX, reference_keys};
 use crate::protocol::limits::ID_BYTES_MAX;
 
 /// Everything that is wrong with a configuration, in the order of its places. Never empty when
@@ -38,7 +38,7 @@ pub struct Fault {
 }
 
 /// Where something was written; places sort by line, then variables by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// Line of the file, from 1.
@@ -49,6 +49,17 @@ pub enum Place {
     Variable(String),
     /// Nowhere: a default, or a value that came from code.
     Nowhere,
+}
+
+impl Place {
+    fn order(&self) -> (u8, usize, usize, &str) {
+        match self {
+            Self::Line(line) => (0, *line, 0, ""),
+            Self::Column(line, column) => (0, *line, *column, ""),
+            Self::Variable(name) => (1, 0, 0, name),
+            Self::Nowhere => (2, 0, 0, ""),
+        }
+    }
 }
 
 impl fmt::Display for Faults {
@@ -197,13 +208,11 @@ const RULES: &[Rule] = &[
 pub(super) fn read(
     text: &str,
     env: impl Iterator<Item = (String, String)>,
-) -> Result<Config, Faults> {
+) -> Result<Loaded, Faults> {
     let mut judge = Judge::default();
     let mut config = Config::default();
-    let mut written = raw::parse(text).unwrap_or_else(|fault| {
-        judge.faults.push(fault);
-        Vec::new()
-    });
+    let (mut written, faults) = raw::parse(text);
+    judge.faults.extend(faults);
     judge.overlay(&mut written, env, &mut config);
     for section in config.sections() {
         let name = section.name();
@@ -218,7 +227,9 @@ pub(super) fn read(
         judge.unknown_section(&entry, &mut config);
     }
     judge.rules(&mut config);
-    judge.verdict(config)
+    judge.leave_out_what_follows_from_no_toml();
+    let places = judge.places.clone();
+    judge.verdict(Loaded { config, places })
 }
 
 /// Judges a configuration made in code.
@@ -263,6 +274,11 @@ pub(super) fn is_host_port(text: &str) -> bool {
 }
 
 /// Whether a text is an origin as a browser writes it: no path, and no port that is the scheme's.
+pub(super) fn is_collector(text: &str) -> bool {
+    let Ok(uri) = text.parse::<hyper::Uri>() else { return false };
+    uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
+}
+
 pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, place)) = text.split_once("://") else { return false };
     let usual = match scheme.to_ascii_lowercase().as_str() {
@@ -313,8 +329,24 @@ impl Judge {
         if self.faults.is_empty() {
             return Ok(value);
         }
-        self.faults.sort_by(|a, b| (&a.place, &a.key).cmp(&(&b.place, &b.key)));
+        self.faults.sort_by(|a, b| (a.place.order(), &a.key).cmp(&(b.place.order(), &b.key)));
         Err(Faults(self.faults))
+    }
+
+    /// Of a line that is no TOML only the first fault says anything: what could be read of it is
+    /// not what was meant.
+    fn leave_out_what_follows_from_no_toml(&mut self) {
+        let line = |fault: &Fault| match fault.place {
+            Place::Line(line) | Place::Column(line, _) => Some(line),
+            Place::Variable(_) | Place::Nowhere => None,
+        };
+        let no_toml = self.faults.iter().filter(|fault| fault.key == raw::NO_TOML);
+        let mut unread: BTreeMap<usize, bool> =
+            no_toml.filter_map(line).map(|line| (line, false)).collect();
+        self.faults.retain(|fault| {
+            let told = line(fault).and_then(|line| unread.get_mut(&line));
+            told.is_none_or(|told| fault.key == raw::NO_TOML && !std::mem::replace(told, true))
+        });
     }
 
     fn fault(

@@ -3,10 +3,12 @@
 //! Every setting is declared once, below: section, key, type, default, unit, allowed values and
 //! meaning. The file, the environment variable `UTTERD_<SECTION>_<KEY>`, the checks and the manual
 //! follow from that line. The environment wins over the file, the file over the defaults. Nothing
-//! here acts on a setting, and nothing changes after the start, save that a new list of pools may
-//! be checked.
+//! here acts on a setting. What may change while the server runs is published whole (`live`), and
+//! one line of each declaration says whether a setting may.
 
+mod change;
 mod check;
+mod live;
 mod pairs;
 mod raw;
 mod reference;
@@ -14,12 +16,15 @@ mod setting;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use change::{Change, Changed, is_untold};
 pub use check::{Fault, Faults, Place, check_pools};
+pub use live::{Live, Setter, Settings, Tenants, Version};
 pub use pairs::{BadPair, PairPattern};
-pub use reference::{example_toml, reference_keys, reference_markdown};
+pub use reference::{example_toml, reference_keys, reference_markdown, reference_settings};
 
 use setting::Allowed::{Any, List, OneOf, Text};
 use setting::{Allowed, Section, choices, section};
@@ -51,12 +56,32 @@ pub struct Config {
     pub node: Node,
     /// What is kept on disk.
     pub store: Store,
+    /// The operators' pages.
+    pub console: Console,
     /// The log on standard error.
     pub log: Log,
+    /// Traces for a collector.
+    pub telemetry: Telemetry,
     /// Named shares of the nodes; none means one pool for every pair and tenant.
     pub pools: Vec<Pool>,
     /// Tenants with a share and limits of their own.
     pub tenants: Vec<Tenant>,
+}
+
+/// A configuration, and where each of its values was written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// By setting, as `section.key`, or `pools[0].key` in a list; what is not here is a default.
+    pub places: BTreeMap<String, Place>,
+}
+
+impl From<Config> for Loaded {
+    /// Made in code: nothing of it was written anywhere.
+    fn from(config: Config) -> Self {
+        Self { config, places: BTreeMap::new() }
+    }
 }
 
 /// What every environment variable of a setting begins with.
@@ -74,9 +99,17 @@ impl Config {
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, Faults> {
+        Self::load_placed(file, env).map(|loaded| loaded.config)
+    }
+
+    /// The same, with where each value was written.
+    pub fn load_placed(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<Loaded, Faults> {
         match file.map(|path| (path, std::fs::read_to_string(path))) {
-            None => Self::parse("", env),
-            Some((_, Ok(text))) => Self::parse(&text, env),
+            None => check::read("", env),
+            Some((_, Ok(text))) => check::read(&text, env),
             Some((path, Err(error))) => Err(Faults(vec![Fault {
                 key: path.display().to_string(),
                 wrong: format!("cannot be read: {error}"),
@@ -92,7 +125,7 @@ impl Config {
         text: &str,
         env: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, Faults> {
-        check::read(text, env)
+        check::read(text, env).map(|loaded| loaded.config)
     }
 
     /// Judges a configuration that was built or changed in code, by the same rules as a written
@@ -103,7 +136,7 @@ impl Config {
 
     /// Every section but the lists. Taking `Config` apart makes a forgotten section a compile
     /// error.
-    fn sections(&mut self) -> [&mut dyn Section; 13] {
+    fn sections(&mut self) -> [&mut dyn Section; 15] {
         let Self {
             server,
             transport,
@@ -117,13 +150,15 @@ impl Config {
             job,
             node,
             store,
+            console,
             log,
+            telemetry,
             pools: _,
             tenants: _,
         } = self;
         [
             server, transport, tls, auth, segmenter, session, room, gateway, tenant, job, node,
-            store, log,
+            store, console, log, telemetry,
         ]
     }
 }
@@ -182,6 +217,8 @@ const AUDIO: Allowed = from_to(0, 10_000_000);
 const PERCENT: Allowed = Allowed::Real(0.0, 100.0);
 const HOST_PORT: Allowed =
     Text("HOST:PORT, such as 127.0.0.1:5010, [::1]:5010 or localhost:0", check::is_host_port);
+const COLLECTOR: Allowed =
+    Text("http://HOST:PORT/PATH, usually http://HOST:4318/v1/traces", check::is_collector);
 const NOT_EMPTY: Allowed = Text("a path that is not empty", |text| !text.is_empty());
 const LOG_FILTER: Allowed = Text(
     "levels off, error, warn, info, debug, trace, or TARGET=LEVEL, split by commas",
@@ -200,7 +237,7 @@ const NETWORKS: Allowed = List("networks as \"10.0.0.0/8\" or \"fd00::/8\"", 0, 
 
 section! {
     /// Where the service is reached, where it keeps its data, and how it goes.
-    Server in "server" {
+    Server in "server" restart {
         /// Address to listen on. Port 0 lets the system choose one.
         listen: String = "127.0.0.1:5010".to_owned(), "none", HOST_PORT;
         /// Address of their own for nodes, which is opened before sessions are taken; unset, nodes
@@ -209,7 +246,7 @@ section! {
         /// Directory for everything kept on disk; made when missing.
         data: PathBuf = PathBuf::from("utterd-data"), "none", NOT_EMPTY;
         /// How long work in flight may still finish after a request to stop; 0 stops at once.
-        drain_ms: u64 = 10_000, "ms", from_to(0, DRAIN_MS_MAX);
+        drain_ms: u64 = 10_000, "ms", from_to(0, DRAIN_MS_MAX), live;
         /// Allows an address that other machines can reach; otherwise only loopback is taken. To be
         /// set where credentials, or something in front, guard the service.
         allow_remote: bool = false, "none", Any;
@@ -219,29 +256,29 @@ section! {
 section! {
     /// How many connections there may be and how much one of them may hold; beyond a bound the
     /// connection is closed or refused, never the process endangered.
-    Transport in "transport" {
+    Transport in "transport" live {
         /// Open connections of all kinds; further ones are refused.
         connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
         /// Open connections from one address (of IPv6, from one /64); further ones are answered 429.
         /// 0 is no limit.
-        address_connections_max: usize = 256, "connections", from_to(0, 1_000_000);
+        address_connections_max: usize = 256, "connections", from_to(0, 1_000_000), restart;
         /// New connections a second from one address, as many at once; further ones are answered
         /// 429. 0 is no limit.
-        address_connections_per_second: u32 = 50, "connections", from_to(0, 1_000_000);
+        address_connections_per_second: u32 = 50, "connections", from_to(0, 1_000_000), restart;
         /// Wrong credentials a minute from one address, as many at once; who shows more is answered
         /// 429 for a while, whatever it shows. 0 is no limit.
-        address_failures_per_minute: u32 = 30, "failures", from_to(0, 1_000_000);
+        address_failures_per_minute: u32 = 30, "failures", from_to(0, 1_000_000), restart;
         /// Networks whose addresses are not counted: this host, and what stands in front of it.
-        unlimited_addresses: Vec<String> = vec!["127.0.0.0/8".into(), "::1/128".into()], "none", NETWORKS;
+        unlimited_addresses: Vec<String> = vec!["127.0.0.0/8".into(), "::1/128".into()], "none", NETWORKS, restart;
         /// Time a new connection has for its HTTP request head, and before that as much again for
         /// the TLS handshake.
-        header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS);
+        header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS), restart;
         /// Time a new WebSocket has for the message that says who it is.
         first_message_timeout_ms: u64 = 10_000, "ms", from_to(1, 10 * MINUTE_MS);
         /// Largest message a session may send.
-        session_message_bytes_max: usize = 1_048_576, "bytes", from_to(4 * KIB, 64 * MIB);
+        session_message_bytes_max: usize = 1_048_576, "bytes", from_to(4 * KIB, 64 * MIB), restart;
         /// Largest message a node may send.
-        node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB);
+        node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB), restart;
         /// Bytes a second from one session, as many at once; more is read as slowly. 0 is no limit.
         session_bytes_per_second: usize = 8_388_608, "bytes", from_to(0, GIB);
         /// WebSocket frames a second from one session, as many at once; a session that sends more is
@@ -259,11 +296,11 @@ section! {
         session_outbox_frames_max: usize = 512, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one session; at least 2 MiB more than the largest message
         /// of a node.
-        session_outbox_bytes_max: usize = 20_971_520, "bytes", from_to(4 * KIB, GIB);
+        session_outbox_bytes_max: usize = 20_971_520, "bytes", from_to(4 * KIB, GIB), restart;
         /// Frames waiting to be written to one node.
         node_outbox_frames_max: usize = 4_096, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one node.
-        node_outbox_bytes_max: usize = 67_108_864, "bytes", from_to(4 * KIB, 4 * GIB);
+        node_outbox_bytes_max: usize = 67_108_864, "bytes", from_to(4 * KIB, 4 * GIB), restart;
         /// Read buffer of one session's connection while something passes; at rest it has none.
         session_read_buffer_bytes: usize = 4_096, "bytes", from_to(KIB, 16 * MIB);
         /// Read buffer of one node's connection.
@@ -283,7 +320,7 @@ section! {
 section! {
     /// Certificates, in PEM files that are read at the start and on request. A listener that has
     /// one speaks TLS 1.3 and 1.2 and nothing else, one that has none is plain.
-    Tls in "tls" {
+    Tls in "tls" restart {
         /// Certificate chain of both listeners, the server's own certificate first.
         cert: Option<PathBuf> = None, "none", NOT_EMPTY;
         /// The private key that belongs to it.
@@ -300,7 +337,7 @@ section! {
 
 section! {
     /// The public API: a recording in, its translation out.
-    Gateway in "gateway" {
+    Gateway in "gateway" live {
         /// Whether it is there.
         enabled: bool = true, "none", Any;
         /// Largest recording, as it comes and as it goes to a node.
@@ -317,7 +354,7 @@ section! {
 
 section! {
     /// Where a stream of speech is cut into utterances.
-    Segmenter in "segmenter" {
+    Segmenter in "segmenter" live {
         /// Silence or absence of audio after which an utterance ends; 0 never ends one for a pause.
         pause_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// Length of audio at which an utterance is cut though speech goes on; 0 never cuts for
@@ -347,11 +384,11 @@ section! {
 
 section! {
     /// Speakers, the order in which their results leave, and how these are handed over.
-    Session in "session" {
+    Session in "session" live {
         /// Open sessions; further ones are refused.
         sessions_max: usize = 20_000, "sessions", from_to(1, 1_000_000);
         /// Open jobs of one session; bounds the results held back for order as well.
-        jobs_max: usize = 64, "jobs", from_to(1, 10_000);
+        jobs_max: usize = 64, "jobs", from_to(1, 10_000), restart;
         /// How long a finished result waits for an earlier one that is still missing.
         result_gap_wait_ms: u64 = 5_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// How long an `utterance` message that arrived out of order waits for an earlier one.
@@ -387,7 +424,7 @@ choices! {
 section! {
     /// Who has to show a key. Without keys everybody is let in; once there is one of a kind,
     /// nobody is without.
-    Auth in "auth" {
+    Auth in "auth" live {
         /// Sessions need a key or a token, also while no key was made.
         session_keys_required: bool = false, "none", Any;
         /// Nodes need a key, also while none was made.
@@ -402,13 +439,13 @@ pub const ROOM_MEMBERS_MAX: usize = 1_000;
 
 section! {
     /// Rooms, in which everybody hears what is said in their own language.
-    Room in "room" {
+    Room in "room" live {
         /// Rooms at once; further ones are refused.
         rooms_max: usize = 10_000, "rooms", from_to(1, 500_000);
         /// Members of one room.
         members_max: usize = 50, "members", from_to(2, ROOM_MEMBERS_MAX as u64);
         /// Languages heard in one room: each utterance becomes as many jobs.
-        languages_max: usize = 8, "languages", from_to(1, 32);
+        languages_max: usize = 8, "languages", from_to(1, 32), restart;
         /// How long a room stays in which nobody speaks.
         expire_ms: u64 = 1_800_000, "ms", from_to(1_000, DAY_MS);
         /// How long a room stays whose last member was lost.
@@ -421,7 +458,7 @@ section! {
 section! {
     /// What each tenant may have that has no `[[tenants]]` table, and the limits that such a table
     /// leaves unset. Sessions that name no tenant are one, called `default`.
-    TenantDefaults in "tenant" {
+    TenantDefaults in "tenant" live {
         /// Share of the slots against other tenants, where they are scarce.
         weight: u32 = 1, "none", WEIGHT;
         /// Open sessions of the tenant; further ones are refused. 0 is no limit.
@@ -440,7 +477,7 @@ section! {
 section! {
     /// A tenant with a share and limits of its own: sessions name it as `tenant_id`. One
     /// `[[tenants]]` table each, set in the file, not by variables.
-    Tenant in "tenants" {
+    Tenant in "tenants" live {
         /// What sessions call it; no two alike.
         name: String = String::new(), "none", TENANT_NAME;
         /// Share of the slots against other tenants, where they are scarce.
@@ -480,7 +517,7 @@ impl TenantDefaults {
 
 section! {
     /// Units of work: how long they may take, how often they are tried, how many there may be.
-    Job in "job" {
+    Job in "job" live {
         /// How long a job may wait for a node that can take it. A pool may set its own.
         pending_ms: u64 = 10_000, "ms", from_to(1, HOUR_MS);
         /// Time a node has for a job, before its length is counted. A pool may set its own.
@@ -505,7 +542,7 @@ section! {
         /// Jobs that are not settled, waiting ones among them; further ones are refused.
         live_max: usize = 100_000, "jobs", from_to(1, 10_000_000);
         /// Settled jobs kept in memory for questions about them.
-        history_max: usize = 10_000, "jobs", from_to(0, 10_000_000);
+        history_max: usize = 10_000, "jobs", from_to(0, 10_000_000), restart;
         /// How long a repeated submission finds the first one.
         idempotency_ms: u64 = 300_000, "ms", from_to(0, 7 * DAY_MS);
     }
@@ -513,7 +550,7 @@ section! {
 
 section! {
     /// The machines that do the work: what they may hold and when they are trusted.
-    Node in "node" {
+    Node in "node" live {
         /// Jobs at once on a node that names no number.
         slots_default: u32 = 4, "jobs", from_to(1, 65_536);
         /// Jobs at once on any node, whatever number it names.
@@ -527,7 +564,7 @@ section! {
         resume_grace_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
         /// How long jobs of an earlier run wait, after a start, for the nodes known to that run; 0
         /// gives them out at once.
-        recovery_wait_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS);
+        recovery_wait_ms: u64 = 3_000, "ms", from_to(0, 10 * MINUTE_MS), restart;
         /// How long a new node may take to be ready.
         warmup_timeout_ms: u64 = 60_000, "ms", from_to(1, HOUR_MS);
         /// A report above this processor load takes the node out until its next report; 100 never
@@ -559,7 +596,7 @@ section! {
 
 section! {
     /// What is kept on disk, and for how long.
-    Store in "store" {
+    Store in "store" restart {
         /// Whether work survives a restart. Off, nothing is written and every delivery is a fast
         /// one.
         enabled: bool = true, "none", Any;
@@ -599,10 +636,20 @@ section! {
 }
 
 section! {
+    /// The pages at `/console`.
+    Console in "console" live {
+        /// Whether there are any.
+        enabled: bool = true, "none", Any;
+        /// Open consoles that are kept up to date; further ones are answered 503.
+        viewers_max: usize = 32, "consoles", from_to(1, 1_000);
+    }
+}
+
+section! {
     /// The log on standard error.
-    Log in "log" {
+    Log in "log" live {
         /// Lines for people, or one JSON object a line.
-        format: LogFormat = LogFormat::Pretty, "none", OneOf(LogFormat::WORDS);
+        format: LogFormat = LogFormat::Pretty, "none", OneOf(LogFormat::WORDS), restart;
         /// What is logged: a level, or levels by target such as `info,utterd::store=debug`.
         level: String = "info".to_owned(), "none", LOG_FILTER;
     }
@@ -619,9 +666,21 @@ choices! {
 }
 
 section! {
+    /// Traces of jobs for a collector, over HTTP as protobuf (OTLP).
+    Telemetry in "telemetry" restart {
+        /// Where they go; unset, none are made.
+        otlp_endpoint: Option<String> = None, "none", COLLECTOR;
+        /// Ended jobs that may wait for the collector; beyond, traces are dropped and counted.
+        queue_max: usize = 4_096, "jobs", from_to(1, 1_000_000);
+        /// Share of the jobs traced whose client does not say whether to.
+        sample_percent: u32 = 100, "percent", from_to(0, 100);
+    }
+}
+
+section! {
     /// A named share of the work: some pairs, for some tenants, with deadlines of its own. One
     /// `[[pools]]` table each; pools are set in the file or by the admin API, not by variables.
-    Pool in "pools" with #[derive(serde::Deserialize)] #[serde(default, deny_unknown_fields)] {
+    Pool in "pools" live with #[derive(serde::Deserialize)] #[serde(default, deny_unknown_fields)] {
         /// What the pool is called; no two alike.
         name: String = String::new(), "none", POOL_NAME;
         /// Pairs served; `*` leaves a side open.

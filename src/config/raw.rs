@@ -42,21 +42,24 @@ pub(super) struct Entry {
     pub(super) place: Place,
 }
 
-/// Reads a TOML text into its top-level entries; one fault when it is no TOML.
-pub(super) fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
-    match DeTable::parse(text) {
-        Ok(table) => Ok(entries(table.get_ref(), text)),
-        Err(error) => {
-            let at = error.span().map_or(0, |span| span.start);
-            Err(Fault {
-                key: "toml".to_owned(),
-                wrong: error.message().to_owned(),
-                given: None,
-                allowed: None,
-                place: Place::Column(line(text, at), column(text, at)),
-            })
+/// What is at fault where a file is no TOML.
+pub(super) const NO_TOML: &str = "toml";
+
+/// Reads a TOML text into its top-level entries, as far as it can be read, with a fault for each
+/// place where it is no TOML.
+pub(super) fn parse(text: &str) -> (Vec<Entry>, Vec<Fault>) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let fault = |error: toml::de::Error| {
+        let at = error.span().map_or(0, |span| span.start);
+        Fault {
+            key: NO_TOML.to_owned(),
+            wrong: error.message().to_owned(),
+            given: None,
+            allowed: None,
+            place: Place::Column(line(text, at), column(text, at)),
         }
-    }
+    };
+    (entries(table.get_ref(), text), errors.into_iter().map(fault).collect())
 }
 
 fn entries(table: &DeTable<'_>, text: &str) -> Vec<Entry> {

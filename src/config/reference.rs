@@ -4,7 +4,7 @@
 //! Everything but the foreign names follows from the declarations; there is nothing to keep in step
 //! by hand.
 
-use super::setting::{Allowed, Field, Section, Value};
+use super::setting::{Allowed, Field, Section, Value, When};
 use super::{Config, PairPattern, Pool, Tenant};
 
 /// Every setting as Markdown: a heading, a sentence and a table for each section.
@@ -21,11 +21,22 @@ pub fn reference_markdown() -> String {
             out.push('\n');
         }
         out.push_str(&format!("### `{heading}`\n\n{}\n\n", section.about()));
-        out.push_str("| Key | Type | Default | Unit | Allowed | Meaning |\n");
-        out.push_str("|---|---|---|---|---|---|\n");
+        out.push_str("| Key | Type | Default | Unit | Allowed | Changes | Meaning |\n");
+        out.push_str("|---|---|---|---|---|---|---|\n");
         section.each(&mut |field, value| out.push_str(&row(field, value)));
     }
     out
+}
+
+/// Every setting outside of lists, as section and key, and whether it may change while the server
+/// runs.
+pub fn reference_settings() -> Vec<(&'static str, &'static str, bool)> {
+    let mut all = Vec::new();
+    for section in Config::default().sections() {
+        let name = section.name();
+        section.each(&mut |field, _| all.push((name, field.key, field.when == When::Live)));
+    }
+    all
 }
 
 fn row(field: &Field, value: &dyn Value) -> String {
@@ -38,8 +49,12 @@ fn row(field: &Field, value: &dyn Value) -> String {
     };
     let unit = if field.unit == "none" { "" } else { field.unit };
     let allowed = cell(&field.allowed.describe("none"));
-    let cells =
-        [&format!("`{}`", field.key), value.kind(), &default, unit, &allowed, &cell(field.doc)];
+    let (key, meaning) = (format!("`{}`", field.key), cell(field.doc));
+    let when = match field.when {
+        When::Live => "live",
+        When::Restart => "at a restart",
+    };
+    let cells = [&key, value.kind(), &default, unit, &allowed, when, &meaning];
     format!("| {} |\n", cells.join(" | "))
 }
 
@@ -114,7 +129,8 @@ fn setting(field: &Field, value: &dyn Value) -> String {
         Allowed::Any => String::new(),
         allowed => format!(" ({})", allowed.describe(field.unit)),
     };
-    let about = comment(&format!("{}{range}", field.doc));
+    let when = if field.when == When::Restart { " Changes at a restart." } else { "" };
+    let about = comment(&format!("{}{range}{when}", field.doc));
     match value.show() {
         unset if unset.is_empty() => format!("{about}# {} is unset\n", field.key),
         shown => format!("{about}{} = {shown}\n", field.key),

@@ -19,6 +19,29 @@ pub(super) struct Field {
     pub(super) doc: &'static str,
     /// The values that are taken.
     pub(super) allowed: Allowed,
+    /// When a changed value has effect.
+    pub(super) when: When,
+}
+
+/// When a changed value of a setting has effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// As soon as the configuration is read again.
+    Live,
+    /// With the next start.
+    Restart,
+}
+
+/// A setting whose value is another than before.
+pub(super) struct Differs {
+    /// Key inside its section.
+    pub(super) key: &'static str,
+    /// The value before, as TOML; empty if it was unset.
+    pub(super) from: String,
+    /// The value now, in the same way.
+    pub(super) to: String,
+    /// When that has effect.
+    pub(super) when: When,
 }
 
 /// The values a setting takes, beyond being of its type.
@@ -70,13 +93,22 @@ pub(super) trait Section {
     fn each(&mut self, visit: &mut dyn FnMut(&Field, &mut dyn Value));
 }
 
-/// Declares a section: the struct, its defaults and the description of each setting.
+/// A table of settings that can be told from another and take over from it.
+pub(super) trait Renewable {
+    /// What is another in `new`, in the order of the declaration.
+    fn differences(&self, new: &Self) -> Vec<Differs>;
+    /// Takes over what may change while the server runs.
+    fn renew(&mut self, new: &Self);
+}
+
+/// Declares a section: the struct, its defaults and the description of each setting. A changed
+/// value has effect when the head of the section says, unless its own line says otherwise.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
-        $name:ident in $section:literal $(with $(#[$attr:meta])+)? {
+        $name:ident in $section:literal $usual:ident $(with $(#[$attr:meta])+)? {
             $($(#[doc = $doc:literal])+
-            $key:ident: $type:ty = $default:expr, $unit:literal, $allowed:expr;)+
+            $key:ident: $type:ty = $default:expr, $unit:literal, $allowed:expr $(, $when:ident)?;)+
         }
     ) => {
         $(#[doc = $about])+
@@ -119,14 +151,56 @@ macro_rules! section {
                         unit: $unit,
                         doc: concat!($($doc),+).trim_ascii(),
                         allowed: $allowed,
+                        when: $crate::config::setting::when!($usual $($when)?),
                     };
                     visit(&field, &mut self.$key);
+                )+
+            }
+        }
+
+        impl $crate::config::setting::Renewable for $name {
+            fn differences(&self, new: &Self) -> Vec<$crate::config::setting::Differs> {
+                use $crate::config::setting::Value as _;
+                let mut found = Vec::new();
+                $(
+                    if self.$key != new.$key {
+                        found.push($crate::config::setting::Differs {
+                            key: stringify!($key),
+                            from: self.$key.show(),
+                            to: new.$key.show(),
+                            when: $crate::config::setting::when!($usual $($when)?),
+                        });
+                    }
+                )+
+                found
+            }
+
+            fn renew(&mut self, new: &Self) {
+                $(
+                    let when = $crate::config::setting::when!($usual $($when)?);
+                    if when == $crate::config::setting::When::Live && self.$key != new.$key {
+                        self.$key = new.$key.clone();
+                    }
                 )+
             }
         }
     };
 }
 pub(super) use section;
+
+/// When a changed value has effect, in the words of a declaration.
+macro_rules! when {
+    (live) => {
+        $crate::config::setting::When::Live
+    };
+    (restart) => {
+        $crate::config::setting::When::Restart
+    };
+    ($usual:ident $own:ident) => {
+        $crate::config::setting::when!($own)
+    };
+}
+pub(super) use when;
 
 /// Declares a setting's type that is one of a few words.
 macro_rules! choices {

@@ -177,8 +177,8 @@ messages_per_second = "some"
 
 /// What is told of it; an indented line goes on with the one before.
 const TOLD: &str = r#"
-top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant, job,
-    node, store, log, pools, tenants (line 1)
+top: no such section, allowed: server, transport, tls, auth, segmenter, session, room, gateway,
+    tenant, job, node, store, console, log, telemetry, pools, tenants (line 1)
 server.listen: not accepted, given "nowhere", allowed: text (HOST:PORT, such as 127.0.0.1:5010,
     [::1]:5010 or localhost:0) (line 4)
 server.port: no such setting, given 5_010, here it is server.listen (line 5)
@@ -203,8 +203,8 @@ node.slots_default: contradicts node.slots_max, given 8 against 4, allowed: at m
 log.level: not accepted, given "inof", allowed: text (levels off, error, warn, info, debug, trace,
     or TARGET=LEVEL, split by commas) (line 30)
 sesion: no such section, did you mean session (line 32)
-scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room, tenant,
-    job, node, store, log, pools, tenants (line 35)
+scheduler: no such section, allowed: server, transport, tls, auth, segmenter, session, room,
+    gateway, tenant, job, node, store, console, log, telemetry, pools, tenants (line 35)
 scheduler.job_timeout.pending_timeout_seconds: no such setting, given 10, here it is
     job.pending_ms (line 36)
 pools[0].name: not accepted, given "a b", allowed: text (1 to 64 of A-Z a-z 0-9 _ . -) (line 40)
@@ -241,8 +241,9 @@ fn every_fault_of_a_bad_file_is_told_at_once() {
 #[test]
 fn each_tie_between_settings_is_enforced_at_its_edge() {
     let ties = [
-        ("transport.node_outbox_bytes_max", "transport.session_message_bytes_max", 2_000_000, 1),
-        ("transport.node_outbox_bytes_max", "segmenter.max_bytes", 2_000_000, 2),
+        ("transport.node_outbox_bytes_max", "transport.session_message_bytes_max", 8_000_000, 1),
+        ("transport.node_outbox_bytes_max", "segmenter.max_bytes", 8_000_000, 2),
+        ("transport.node_outbox_bytes_max", "gateway.recording_bytes_max", 8_000_000, 2),
         ("job.lease_max_ms", "job.lease_min_ms", 20_000, 1),
         ("job.attempts_max", "job.node_deaths_max", 7, 1),
         ("job.live_max", "job.queue_max", 77, 1),
@@ -382,6 +383,45 @@ fn a_file_that_is_no_toml_is_one_fault_with_its_place() {
 }
 
 #[test]
+fn what_can_be_read_beside_what_is_no_toml_is_judged_too() {
+    let text = "[server]\ndrain_ms = = 3\n[job]\nqueue_max = \"many\"\n[segmenter]\npause_ms = ?\n";
+    let Err(faults) = Config::parse(text, no_env()) else { panic!("taken for TOML") };
+    let told: Vec<_> = faults.0.iter().map(|fault| (&*fault.key, &fault.place)).collect();
+    assert_eq!(
+        told,
+        [
+            ("toml", &Place::Column(2, 12)),
+            ("job.queue_max", &Place::Line(4)),
+            ("toml", &Place::Column(6, 12)),
+        ],
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_change_takes_over_what_may_change_and_names_the_rest() {
+    let now = Config::parse("[job]\nqueue_max = 11\n", no_env()).unwrap();
+    let text =
+        "[job]\nqueue_max = 12\nhistory_max = 1\n[[pools]]\nname = \"a\"\npairs = [\"*:*\"]\n";
+    let new = Config::load_placed(None, no_env()).unwrap();
+    assert_eq!(Change::between(&Config::default(), new).unwrap().changed, []);
+    let config = Config::parse(text, no_env()).unwrap();
+    let change = Change::between(&now, config.into()).unwrap();
+    let one = |setting: &str, from: Option<&str>, to: &str| Changed {
+        setting: setting.to_owned(),
+        from: from.map(str::to_owned),
+        to: Some(to.to_owned()),
+    };
+    let pool = one("pools.a", None, "a table");
+    assert_eq!(change.changed, [one("job.queue_max", Some("11"), "12"), pool]);
+    assert_eq!(change.needs_restart, [one("job.history_max", Some("10_000"), "1")]);
+    let effective = change.effective.config;
+    assert_eq!((effective.job.queue_max, effective.job.history_max), (12, 10_000));
+    assert_eq!(effective.pools.len(), 1);
+    assert!(is_untold("webhook_secret") && !is_untold("session_keys_required"));
+}
+
+#[test]
 fn sections_that_are_no_tables_are_named() {
     assert_eq!(fault("job = 3\n"), "job: wrong type, given 3, allowed: a table, [job] (line 1)");
     let pools =
@@ -488,12 +528,12 @@ fn the_manual_has_a_row_for_every_setting() {
         assert!(table.contains(&format!("\n| `{key}` | ")), "{section}.{key}");
     }
     let row = "| `session_message_bytes_max` | integer | `1_048_576` (1 MiB) | bytes | \
-               4_096 to 67_108_864 | Largest message a session may send. |\n";
+               4_096 to 67_108_864 | at a restart | Largest message a session may send. |\n";
     assert!(manual.contains(row), "{manual}");
     assert!(manual.contains("### `[[pools]]`\n") && manual.contains("### `[[tenants]]`\n"));
     assert!(manual.contains("| `name` | text | required | "), "{manual}");
     let rows = manual.lines().filter(|line| line.starts_with('|'));
-    assert!(rows.clone().all(|row| row.replace("\\|", "").matches('|').count() == 7), "{manual}");
+    assert!(rows.clone().all(|row| row.replace("\\|", "").matches('|').count() == 8), "{manual}");
 }
 
 #[test]
@@ -561,4 +601,16 @@ fn an_origin_is_written_as_browsers_write_it() {
     let none = [("UTTERD_TRANSPORT_ALLOWED_ORIGINS", "")];
     let text = "[transport]\nallowed_origins = [\"https://a.example\"]\n";
     assert_eq!(Config::parse(text, env(&none)).unwrap(), Config::default());
+}
+
+#[test]
+fn traces_go_to_a_collector_over_plain_http() {
+    for endpoint in ["http://10.0.0.2:4318/v1/traces", "http://collector/v1/traces"] {
+        let text = format!("[telemetry]\notlp_endpoint = \"{endpoint}\"\n");
+        assert_eq!(faults(&text, &[]), [""; 0], "{endpoint}");
+    }
+    for endpoint in ["", "collector:4318", "https://collector/v1/traces", "http://", "/v1/traces"] {
+        let text = format!("[telemetry]\notlp_endpoint = \"{endpoint}\"\n");
+        assert_eq!(faults(&text, &[]).len(), 1, "{endpoint}");
+    }
 }

@@ -38,7 +38,7 @@ impl Scheduler {
     /// grace, but for those that would not outlive it.
     pub fn node_away(&self, attached: &Attached, now: Now, effects: &mut Effects) {
         let node = attached.node.index;
-        let until = now.after_ms(self.nodes.config().resume_grace_ms);
+        let until = now.after_ms(self.nodes.config().with(|node| node.resume_grace_ms));
         if until <= now.us {
             return self.node_lost(node, now, effects);
         }

@@ -9,6 +9,7 @@ mod binding;
 mod deadline;
 mod explain;
 mod hello;
+mod outlook;
 mod place;
 mod queue;
 mod settle;
@@ -26,18 +27,19 @@ use crossbeam::queue::{ArrayQueue, SegQueue};
 use foldhash::fast::RandomState;
 use papaya::HashMap;
 
-use crate::config;
+use crate::config::{self, Live};
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, ChunkMark, JobSpec, Outcome};
 use crate::protocol::node::JobResult;
-use crate::protocol::{ErrorCode, JobId, SessionId};
+use crate::protocol::{ErrorCode, JobId, Pair, SessionId};
 use crate::telemetry::{Metrics, Now, Stage};
 use crate::tenant::{Account, Accounts, Admission, Denied};
 
 pub use deadline::Wheel;
 pub use hello::Welcome;
+pub use outlook::Outlook;
 pub use queue::WaitQueue;
 pub use settle::Answered;
 pub use state::{Event, Phase, State, transition};
@@ -178,7 +180,7 @@ pub enum Submitted {
 
 /// All jobs, and every rule about them.
 pub struct Scheduler {
-    config: config::Job,
+    config: Live<config::Job>,
     jobs: HashMap<JobId, Arc<Job>, RandomState>,
     keys: HashMap<u128, Known, RandomState>,
     nodes: Arc<Registry>,
@@ -199,7 +201,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// With no jobs. `boot_epoch` fences attempts of earlier lives of the server.
     pub fn new(
-        config: config::Job,
+        config: impl Into<Live<config::Job>>,
         admission: Admission,
         boot_epoch: u32,
         nodes: Arc<Registry>,
@@ -207,7 +209,9 @@ impl Scheduler {
         metrics: Arc<Metrics>,
     ) -> Self {
         // Pre-sized for what is usual, not for the limit: growing is amortised by the map.
-        let expected = config.history_max + 4_096;
+        let config = config.into();
+        let history_max = config.with(|job| job.history_max);
+        let expected = history_max + 4_096;
         Self {
             jobs: HashMap::with_capacity_and_hasher(expected, RandomState::default()),
             keys: HashMap::with_capacity_and_hasher(expected, RandomState::default()),
@@ -217,7 +221,7 @@ impl Scheduler {
             admission,
             parked: SegQueue::new(),
             restored: AtomicU32::new(0),
-            history: ArrayQueue::new(config.history_max.max(1)),
+            history: ArrayQueue::new(history_max.max(1)),
             boot_epoch: boot_epoch & 0x00FF_FFFF,
             config,
         }
@@ -360,14 +364,10 @@ impl Scheduler {
     ) -> Job {
         let Submission { spec, audio, received_us, cut_us, chunks, .. } = submission;
         let pairs = table::required_pairs(&spec);
-        let own = |pick: fn(&config::Pool) -> Option<u64>| {
-            let tenant = spec.tenant.as_deref();
-            self.pools.with(|s| s.limits_for(pairs[0], tenant).and_then(pick))
-        };
-        let base_ms = own(|p| p.lease_base_ms).unwrap_or(self.config.lease_base_ms);
-        let for_audio = self.config.lease_per_audio_second_ms * u64::from(spec.audio_ms) / 1_000;
-        let turn = speaker.turn_of(spec.turn, id);
-        if spec.cut.closes_turn() {
+        let terms = self.terms_of(&spec, pairs[0]);
+        let ends_turn = spec.cut.closes_turn();
+        let turn = speaker.turn_of(spec.turn, id, ends_turn);
+        if ends_turn {
             turn.close();
         }
         let place = (Arc::clone(speaker), turn);
@@ -375,12 +375,9 @@ impl Scheduler {
             key,
             named,
             chunks,
-            lease_ms: (base_ms + for_audio)
-                .clamp(self.config.lease_min_ms, self.config.lease_max_ms),
-            pending_ms: own(|p| p.pending_ms).unwrap_or(self.config.pending_ms),
-            attempts_max: own(|p| p.attempts_max.map(u64::from))
-                .map_or(self.config.attempts_max, |n| n as u32)
-                .min(table::EXCLUDED_MAX as u32),
+            lease_ms: terms.lease_ms,
+            pending_ms: terms.pending_ms,
+            attempts_max: terms.attempts_max.min(table::EXCLUDED_MAX as u32),
             audio: ArcSwapOption::from_pointee(audio),
             pairs,
             ..Job::new(id, spec, place, State::queued(self.boot_epoch))
@@ -469,9 +466,32 @@ impl Scheduler {
         Arc::new(Speaker::new(session, account))
     }
 
+    /// What holds for a job that is made now, by one version of the pools and one of the settings.
+    fn terms_of(&self, spec: &JobSpec, pair: Pair) -> Terms {
+        self.pools.with(|pools| {
+            let own = pools.limits_for(pair, spec.tenant.as_deref());
+            self.config.with(|job| {
+                let base_ms = own.and_then(|p| p.lease_base_ms).unwrap_or(job.lease_base_ms);
+                let for_audio = job.lease_per_audio_second_ms * u64::from(spec.audio_ms) / 1_000;
+                Terms {
+                    lease_ms: (base_ms + for_audio).clamp(job.lease_min_ms, job.lease_max_ms),
+                    pending_ms: own.and_then(|p| p.pending_ms).unwrap_or(job.pending_ms),
+                    attempts_max: own.and_then(|p| p.attempts_max).unwrap_or(job.attempts_max),
+                }
+            })
+        })
+    }
+
     fn stale(&self, event: &str) {
         self.metrics.stale.with_label_values(&[event]).inc();
     }
+}
+
+/// How long one job may take and how often it is tried.
+struct Terms {
+    lease_ms: u64,
+    pending_ms: u64,
+    attempts_max: u32,
 }
 
 /// What to say about an outcome.

@@ -155,7 +155,8 @@ impl Scheduler {
 
     /// When a lease that begins now is over. However often it is prolonged, it is not for ever.
     fn lease_from(&self, job: &Job, now: Now) -> u64 {
-        let utmost = job.stamps.at(Stage::Written) + 2_000 * self.config.lease_max_ms;
+        let lease_max_ms = self.config.with(|job| job.lease_max_ms);
+        let utmost = job.stamps.at(Stage::Written) + 2_000 * lease_max_ms;
         now.after_ms(job.lease_ms).min(utmost)
     }
 
@@ -258,7 +259,7 @@ impl Scheduler {
         };
         let state = job.state();
         // The empty close of an earlier slice carries the attempt of the job that took its audio.
-        let merged = result.success && result.reason() == Some("NO_TEXT_ASSIGNED");
+        let merged = result.success && result.reason().as_deref() == Some("NO_TEXT_ASSIGNED");
         let current = merged || result.attempt_id.is_none_or(|a| a == state.attempt);
         if !state.in_flight() || state.node != node || !current {
             self.stale(if state.outcome().is_some() { "result_late" } else { "result_foreign" });
@@ -318,8 +319,9 @@ impl Scheduler {
     fn mark_missing(&self, node: NodeIndex, fault: &NodeFault, now: Now) {
         self.metrics.model_na_received.inc();
         let Some(node) = self.nodes.by_index(node) else { return };
-        let detail = |key| fault.details.as_ref()?.get(key)?.as_str();
-        let service = detail("service_id").or_else(|| detail("model_id")).unwrap_or_default();
+        let details = fault.details.as_ref();
+        let named = details.and_then(|d| d.service_id.as_deref().or(d.model_id.as_deref()));
+        let service = named.unwrap_or_default();
         let capability = node.capability();
         let by_list = capability.services.iter().find(|s| s.service_id == service);
         let kind = by_list.and_then(|s| ServiceType::parse(&s.kind));
@@ -327,7 +329,8 @@ impl Scheduler {
         let kind =
             kind.or_else(|| ServiceType::ALL.into_iter().find(|t| service.contains(t.as_str())));
         if let Some(kind) = kind {
-            node.mark_missing(kind, now, self.nodes.config().model_unavailable_ms);
+            let out_ms = self.nodes.config().with(|node| node.model_unavailable_ms);
+            node.mark_missing(kind, now, out_ms);
             self.metrics.model_na_marked.inc();
         }
     }
@@ -335,7 +338,7 @@ impl Scheduler {
     /// Feeds the node's health; a quarantine changes the pools.
     fn node_did(&self, index: NodeIndex, failed: bool, now: Now, effects: &mut Effects) {
         let Some(node) = self.nodes.by_index(index) else { return };
-        if node.finished(failed, now, self.nodes.config()) {
+        if self.nodes.config().with(|config| node.finished(failed, now, config)) {
             self.metrics.quarantines.with_label_values(&["failures"]).inc();
             effects.push(Effect::NodeChanged(index));
         }
@@ -423,7 +426,7 @@ impl Scheduler {
     }
 
     fn try_again(&self, job: &Arc<Job>, cause: Cause, now: Now, effects: &mut Effects) {
-        let poison = job.deaths.load(SeqCst) >= self.config.node_deaths_max;
+        let poison = job.deaths.load(SeqCst) >= self.config.with(|job| job.node_deaths_max);
         let spent = job.tries.load(SeqCst) >= job.attempts_max;
         // After a timeout or a refusal more waiting helps nobody unless there is someone else;
         // after a loss another node may be on its way, or the same one.
@@ -535,7 +538,7 @@ impl Scheduler {
             self.jobs.pin().remove(&oldest);
         }
         // Its keys outlive the memory of the job: a client may send it again after a long absence.
-        let forget_at = now.after_ms(self.config.idempotency_ms);
+        let forget_at = now.after_ms(self.config.with(|job| job.idempotency_ms));
         for key in [Some(job.key), job.named.map(|(key, _)| key)].into_iter().flatten() {
             effects.push(Effect::Arm(forget_at, Deadline::Forget(key)));
         }
@@ -564,7 +567,7 @@ impl Scheduler {
         for slice in slices.filter(|slice| slice.state().outcome().is_none()) {
             match outcome {
                 Outcome::Succeeded | Outcome::Empty | Outcome::Merged => {
-                    let at = now.after_ms(self.config.turn_merge_grace_ms);
+                    let at = now.after_ms(self.config.with(|job| job.turn_merge_grace_ms));
                     effects.push(Effect::Arm(at, Deadline::Merge(slice.id)));
                 }
                 Outcome::Failed | Outcome::Expired | Outcome::Cancelled => {

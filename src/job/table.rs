@@ -309,14 +309,22 @@ impl Speaker {
         }
     }
 
-    /// The turn of that id with the job entered, made if it is new. Only the session's own task and
-    /// recovery call this, one after the other.
-    pub(super) fn turn_of(&self, id: TurnId, job: JobId) -> Arc<Turn> {
-        let turn = match self.turn.load_full() {
+    /// The turn of that id with the job entered, made if it is new; `ends_it` if the job is its
+    /// last. Only the session's own task and recovery call this, one after the other.
+    ///
+    /// A recording that comes between two slices of a stretch of speech is a turn of its own, and
+    /// does not take the place of theirs: it would be left open for ever, and its slices with it.
+    pub(super) fn turn_of(&self, id: TurnId, job: JobId, ends_it: bool) -> Arc<Turn> {
+        let latest = self.turn.load_full();
+        let turn = match latest {
             Some(turn) if turn.id == id => turn,
-            _ => {
+            latest => {
                 let turn = Arc::new(Turn::new(id));
-                self.turn.store(Some(Arc::clone(&turn)));
+                let open = latest.filter(|latest| !latest.is_closed());
+                if open.is_none() || !ends_it {
+                    open.iter().for_each(|open| open.close());
+                    self.turn.store(Some(Arc::clone(&turn)));
+                }
                 turn
             }
         };

@@ -4,6 +4,7 @@
 //! health are atomics inside `Node`, written by the node's own link and read by every placement;
 //! who may be chosen at all is the published snapshot (`pool`).
 
+mod outlook;
 pub mod pool;
 mod registry;
 mod select;
@@ -22,8 +23,9 @@ use crate::protocol::node::{Report, ResourceUsage, Service, ServiceSet, ServiceT
 use crate::protocol::{Lang, NodeId, Pair, limits};
 use crate::telemetry::Now;
 
+pub use outlook::{Bar, Standing, standings};
 pub use registry::{Attached, Registry};
-pub use select::{Claim, Considered, Need, Reasons, Verdict, fit, select};
+pub use select::{Claim, Considered, Need, Reasons, Verdict, fit, preview, select};
 pub use state::{Event, State, transition};
 
 /// A node's short name inside this process: never reused, 24 bits so that it fits a job's state
@@ -75,14 +77,18 @@ impl Capability {
         }
     }
 
+    /// Whether it knows the languages of the directed pair, whatever its services.
+    fn speaks(&self, pair: Pair) -> bool {
+        match &self.pairs {
+            Some(pairs) => pairs.contains(&pair),
+            None => self.sources.contains(&pair.src) && self.targets.contains(&pair.tgt),
+        }
+    }
+
     /// Whether it serves the directed pair: it knows both languages in their places, and where they
     /// differ it can translate.
     pub fn covers(&self, pair: Pair) -> bool {
-        let known = match &self.pairs {
-            Some(pairs) => pairs.contains(&pair),
-            None => self.sources.contains(&pair.src) && self.targets.contains(&pair.tgt),
-        };
-        known
+        self.speaks(pair)
             && self.ready.has(if pair.src == pair.tgt {
                 ServiceType::Asr
             } else {
@@ -196,6 +202,12 @@ impl Node {
     /// Takes a slot, if one is free.
     pub fn claim(&self) -> bool {
         self.slots.claim()
+    }
+
+    /// Whether a slot is free.
+    pub fn has_room(&self) -> bool {
+        let (used, max) = self.slots();
+        used < max
     }
 
     /// Takes a slot for what it has already, free or not.
@@ -331,6 +343,12 @@ impl Node {
         self.outcomes.store(0, SeqCst);
         self.outcomes_known.store(0, SeqCst);
         self.on(Event::Failing).is_some()
+    }
+
+    /// Of how many of the last attempts it is remembered how they ended, and how many failed.
+    pub fn recent(&self) -> (u32, u32) {
+        let known = self.outcomes_known.load(SeqCst).min(32);
+        (known, (self.outcomes.load(SeqCst) & mask(known)).count_ones())
     }
 
     /// What time alone changes: the end of a quarantine, of warm-up, of patience with silence.

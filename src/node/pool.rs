@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub version: u64,
     /// Grows by one with each replaced configuration.
     pub config_version: u64,
+    /// Whether an operator set the configuration while the server ran: it ranks above the file's.
+    pub overriding: bool,
     /// The configured pools.
     pub config: Arc<[Arc<config::Pool>]>,
     routes: HashMap<Pair, Arc<Route>>,
@@ -102,11 +104,21 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes a first snapshot: the configuration, and no nodes.
+    /// Publishes a first snapshot: the configuration of the file, and no nodes.
     pub fn new(config: Vec<config::Pool>, config_version: u64) -> (Self, Arc<Pools>) {
+        Self::begin(config, config_version, false)
+    }
+
+    /// The same; `overriding` says that the configuration is an operator's.
+    pub fn begin(
+        config: Vec<config::Pool>,
+        config_version: u64,
+        overriding: bool,
+    ) -> (Self, Arc<Pools>) {
         let first = Snapshot {
             version: 1,
             config_version,
+            overriding,
             config: config.into_iter().map(Arc::new).collect(),
             routes: HashMap::default(),
         };
@@ -144,11 +156,13 @@ impl Publisher {
         if !after.is_empty() {
             self.members.insert(node.index, after);
         }
-        self.publish(old.config_version, Arc::clone(&old.config), routes)
+        let config = Arc::clone(&old.config);
+        self.publish((old.config_version, old.overriding), config, routes)
     }
 
-    /// Publishes a new configuration with the membership as it is. Returns the version that is out.
-    pub fn replace_config(&mut self, config: Vec<config::Pool>) -> u64 {
+    /// Publishes a new configuration with the membership as it is; `overriding` says that it is an
+    /// operator's, not the file's. Returns the version that is out.
+    pub fn replace_config(&mut self, config: Vec<config::Pool>, overriding: bool) -> u64 {
         let old = self.pools.load_full();
         let config: Arc<[Arc<config::Pool>]> = config.into_iter().map(Arc::new).collect();
         let mut routes = HashMap::default();
@@ -156,7 +170,7 @@ impl Publisher {
         for pair in pairs {
             self.rebuild(&mut routes, pair, &config);
         }
-        self.publish(old.config_version + 1, config, routes)
+        self.publish((old.config_version + 1, overriding), config, routes)
     }
 
     fn rebuild(
@@ -189,12 +203,13 @@ impl Publisher {
 
     fn publish(
         &self,
-        config_version: u64,
+        (config_version, overriding): (u64, bool),
         config: Arc<[Arc<config::Pool>]>,
         routes: HashMap<Pair, Arc<Route>>,
     ) -> u64 {
         let version = self.pools.0.load().version + 1;
-        self.pools.0.store(Arc::new(Snapshot { version, config_version, config, routes }));
+        let next = Snapshot { version, config_version, overriding, config, routes };
+        self.pools.0.store(Arc::new(next));
         version
     }
 }

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use super::{Event, Node, NodeIndex, State};
-use crate::config;
+use crate::config::{self, Live};
 use crate::protocol::NodeId;
 use crate::protocol::node::Report;
 use crate::telemetry::Now;
@@ -15,7 +15,7 @@ use crate::telemetry::Now;
 /// All nodes this process has heard of. A node that went away stays, `Offline`, so that its index
 /// keeps its meaning for the jobs that name it; the oldest offline ones go when the table is full.
 pub struct Registry {
-    config: config::Node,
+    config: Live<config::Node>,
     by_id: HashMap<NodeId, Arc<Node>, RandomState>,
     by_index: HashMap<NodeIndex, Arc<Node>, RandomState>,
     next_index: AtomicU32,
@@ -38,8 +38,10 @@ pub struct RegistryFull;
 
 impl Registry {
     /// An empty registry.
-    pub fn new(config: config::Node) -> Self {
-        let capacity = config.nodes_max * 2;
+    pub fn new(config: impl Into<Live<config::Node>>) -> Self {
+        let config = config.into();
+        // Grown beyond that when the limit rises.
+        let capacity = config.with(|node| node.nodes_max) * 2;
         Self {
             by_id: HashMap::with_capacity_and_hasher(capacity, RandomState::default()),
             by_index: HashMap::with_capacity_and_hasher(capacity, RandomState::default()),
@@ -50,7 +52,7 @@ impl Registry {
     }
 
     /// The limits and thresholds in force.
-    pub fn config(&self) -> &config::Node {
+    pub fn config(&self) -> &Live<config::Node> {
         &self.config
     }
 
@@ -62,15 +64,15 @@ impl Registry {
         let node = match by_id.get(&id) {
             Some(node) => Arc::clone(node),
             None => {
-                if by_id.len() >= self.config.nodes_max && !self.forget_one_offline() {
+                let (nodes_max, slots) = self.config.with(|c| (c.nodes_max, c.slots_default));
+                if by_id.len() >= nodes_max && !self.forget_one_offline() {
                     return Err(RegistryFull);
                 }
                 let index = self.next_index.fetch_add(1, SeqCst);
                 if index > NodeIndex::MAX {
                     return Err(RegistryFull);
                 }
-                let made =
-                    Arc::new(Node::new(NodeIndex(index), id.clone(), self.config.slots_default));
+                let made = Arc::new(Node::new(NodeIndex(index), id.clone(), slots));
                 let node = Arc::clone(by_id.get_or_insert_with(id, || made));
                 self.by_index.pin().insert(node.index, Arc::clone(&node));
                 node
@@ -102,7 +104,7 @@ impl Registry {
     /// An older connection's report changes nothing.
     pub fn report(&self, attached: &Attached, report: &Report, now: Now) -> bool {
         attached.node.is_current(attached.generation)
-            && attached.node.report(report, now, &self.config)
+            && self.config.with(|config| attached.node.report(report, now, config))
     }
 
     /// A connection ended; whether its node is thereby lost (not if a newer one speaks for it).
@@ -127,7 +129,8 @@ impl Registry {
 
     /// Lets time act on every node; those whose place in the pools may have changed.
     pub fn tick(&self, now: Now) -> Vec<Arc<Node>> {
-        self.all().into_iter().filter(|node| node.tick(now, &self.config)).collect()
+        let all = self.all().into_iter();
+        self.config.with(|config| all.filter(|node| node.tick(now, config)).collect())
     }
 }
 

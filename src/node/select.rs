@@ -123,20 +123,46 @@ impl Reasons {
 /// Chooses a node for `need` and takes one of its slots. Allocates nothing when a first choice
 /// fits.
 pub fn select(snapshot: &Snapshot, need: &Need<'_>, now: Now) -> (Option<Claim>, Reasons) {
-    let mut reasons = Reasons { snapshot: snapshot.version, ..Reasons::default() };
-    let Some(route) = snapshot.route(need.pairs[0]) else { return (None, reasons) };
-    reasons.routed = true;
-    let claim = prefer(route, need, now, &mut reasons)
-        .or_else(|| pools_in_order(route, need).find_map(|p| draw(p, need, now, &mut reasons)));
-    (claim, reasons)
+    look(snapshot, need, &mut Taking { now, take: Node::claim, reasons: Reasons::default() })
 }
 
-fn prefer(route: &Route, need: &Need<'_>, now: Now, reasons: &mut Reasons) -> Option<Claim> {
+/// As [`select`], but no slot is taken: who would get a job now.
+pub fn preview(snapshot: &Snapshot, need: &Need<'_>, now: Now) -> (Option<Claim>, Reasons) {
+    look(snapshot, need, &mut Taking { now, take: Node::has_room, reasons: Reasons::default() })
+}
+
+/// How nodes are looked at, and what was thought of them.
+struct Taking<T> {
+    now: Now,
+    /// Whether the node has a slot; in earnest, by taking it.
+    take: T,
+    reasons: Reasons,
+}
+
+fn look<T: Fn(&Node) -> bool>(
+    snapshot: &Snapshot,
+    need: &Need<'_>,
+    taking: &mut Taking<T>,
+) -> (Option<Claim>, Reasons) {
+    taking.reasons.snapshot = snapshot.version;
+    let claim = snapshot.route(need.pairs[0]).and_then(|route| {
+        taking.reasons.routed = true;
+        prefer(route, need, taking)
+            .or_else(|| pools_in_order(route, need).find_map(|p| draw(p, need, taking)))
+    });
+    (claim, std::mem::take(&mut taking.reasons))
+}
+
+fn prefer<T: Fn(&Node) -> bool>(
+    route: &Route,
+    need: &Need<'_>,
+    taking: &mut Taking<T>,
+) -> Option<Claim> {
     let wanted = need.prefer?;
     let open = route.pools.iter().filter(|p| open_to(p, need.tenant));
     let (pool, node) =
         open.flat_map(|p| p.nodes.iter().map(move |n| (p, n))).find(|(_, n)| n.index == wanted)?;
-    attempt(pool, node, need, now, reasons)
+    attempt(pool, node, need, taking)
 }
 
 fn open_to(pool: &Pool, tenant: Option<&str>) -> bool {
@@ -166,14 +192,18 @@ fn pools_in_order<'a>(route: &'a Route, need: &'a Need<'_>) -> impl Iterator<Ite
 }
 
 /// Two at random, the less loaded first; then everyone once, from a random start.
-fn draw(pool: &Pool, need: &Need<'_>, now: Now, reasons: &mut Reasons) -> Option<Claim> {
+fn draw<T: Fn(&Node) -> bool>(
+    pool: &Pool,
+    need: &Need<'_>,
+    taking: &mut Taking<T>,
+) -> Option<Claim> {
     let n = pool.nodes.len();
     if n > 2 {
         let (a, b) = (&pool.nodes[fastrand::usize(..n)], &pool.nodes[fastrand::usize(..n)]);
         let (first, second) = if busier(a, b) { (b, a) } else { (a, b) };
         for node in [first, second] {
-            if fit(node, need, now) == Verdict::Chosen && node.claim() {
-                reasons.note(node, Verdict::Chosen);
+            if verdict(node, need, taking) == Verdict::Chosen {
+                taking.reasons.note(node, Verdict::Chosen);
                 return Some(Claim { node: Arc::clone(node), pool: Arc::clone(&pool.name) });
             }
         }
@@ -185,7 +215,7 @@ fn draw(pool: &Pool, need: &Need<'_>, now: Now, reasons: &mut Reasons) -> Option
     }
     let rest = (2..n).map(|i| (start + i) % n);
     let mut all = order.into_iter().take(n).chain(rest);
-    all.find_map(|i| attempt(pool, &pool.nodes[i], need, now, reasons))
+    all.find_map(|i| attempt(pool, &pool.nodes[i], need, taking))
 }
 
 /// Whether `a` has the larger share of its slots in use.
@@ -194,20 +224,23 @@ fn busier(a: &Node, b: &Node) -> bool {
     u64::from(a_used) * u64::from(b_max) > u64::from(b_used) * u64::from(a_max)
 }
 
-fn attempt(
+fn attempt<T: Fn(&Node) -> bool>(
     pool: &Pool,
     node: &Arc<Node>,
     need: &Need<'_>,
-    now: Now,
-    reasons: &mut Reasons,
+    taking: &mut Taking<T>,
 ) -> Option<Claim> {
-    let mut verdict = fit(node, need, now);
-    if verdict == Verdict::Chosen && !node.claim() {
-        verdict = Verdict::Full;
-    }
-    reasons.note(node, verdict);
+    let verdict = verdict(node, need, taking);
+    taking.reasons.note(node, verdict);
     (verdict == Verdict::Chosen)
         .then(|| Claim { node: Arc::clone(node), pool: Arc::clone(&pool.name) })
+}
+
+fn verdict<T: Fn(&Node) -> bool>(node: &Node, need: &Need<'_>, taking: &Taking<T>) -> Verdict {
+    match fit(node, need, taking.now) {
+        Verdict::Chosen if !(taking.take)(node) => Verdict::Full,
+        verdict => verdict,
+    }
 }
 
 /// Whether the node can have the job, slots aside; `Chosen` if so.

@@ -305,11 +305,11 @@ mod tests {
         };
         assert_eq!((init.src_lang.as_str(), init.tgt_lang.as_str()), ("en", "en"));
         assert_eq!(init.extensions.as_deref(), Some(&["typed_errors".to_owned()][..]));
-        let text = utterance("s-1", 3, &terms, ("pcm16", 16_000), "AAAA");
+        let text = utterance("s-1", 3, &terms, ("pcm16", 16_000), "AAA=");
         let Ok(Request::Utterance(utterance)) = decode(&text.into()) else {
             panic!("no utterance");
         };
-        assert_eq!((utterance.head.utterance_index, &utterance.audio[..]), (3, &b"AAAA"[..]));
+        assert_eq!((utterance.head.utterance_index, &utterance.audio[..]), (3, &b"AAA="[..]));
         assert_eq!(utterance.head.trace_id, terms.trace_id);
     }
 

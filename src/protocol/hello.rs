@@ -4,7 +4,6 @@
 //! All of it is an extension: a node that does not offer it is never sent any of it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::ids::JobId;
 use super::{lenient, limits};
@@ -94,51 +93,62 @@ impl AckStatus {
 }
 
 /// The fields of a registration that make a hello.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct HelloWire {
     #[serde(default, deserialize_with = "lenient::entries::<_, _, 16>")]
     extensions: Vec<String>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     boot_id: Option<String>,
-    #[serde(default, deserialize_with = "lenient::opt_any")]
-    inflight: Option<Vec<Value>>,
-    #[serde(default, deserialize_with = "lenient::opt_any")]
-    unacked: Option<Vec<Value>>,
+    #[serde(default)]
+    inflight: Attempts,
+    #[serde(default)]
+    unacked: Attempts,
 }
+
+type Attempts = lenient::Entries<AttemptWire, { limits::HELLO_ENTRIES_MAX }>;
 
 #[derive(Deserialize)]
 struct AttemptWire {
-    job_id: String,
+    job_id: JobText,
     #[serde(deserialize_with = "lenient::int")]
     attempt_id: u32,
 }
 
 impl HelloWire {
+    /// Whether the node offers an extension.
+    pub(super) fn offers(&self, name: &str) -> bool {
+        self.extensions.iter().any(|e| e == name)
+    }
+
     /// The hello, if the node offers the extension and says which run of its program it is.
     pub(super) fn read(self) -> Option<Hello> {
-        let offered = self.extensions.iter().any(|e| e == RESULT_ACK);
+        let offered = self.offers(RESULT_ACK);
         let boot_id = self.boot_id.unwrap_or_default();
         if !offered || boot_id.is_empty() || boot_id.len() > limits::ID_BYTES_MAX {
             return None;
         }
-        let (inflight, beyond) = attempts(self.inflight.unwrap_or_default());
-        let (unacked, also) = attempts(self.unacked.unwrap_or_default());
+        let (inflight, beyond) = attempts(self.inflight);
+        let (unacked, also) = attempts(self.unacked);
         Some(Hello { boot_id, inflight, unacked, ignored: beyond + also })
     }
 }
 
-fn attempts(entries: Vec<Value>) -> (Vec<Attempt>, usize) {
-    let given = entries.len();
-    let read: Vec<Attempt> = entries
-        .into_iter()
-        .take(limits::HELLO_ENTRIES_MAX)
-        .filter_map(|entry| {
-            let AttemptWire { job_id, attempt_id } = serde_json::from_value(entry).ok()?;
-            Some(Attempt { job_id: job_id.parse().ok()?, attempt_id })
-        })
-        .collect();
+fn attempts(entries: Attempts) -> (Vec<Attempt>, usize) {
+    let read = |AttemptWire { job_id: JobText(job_id), attempt_id }| Attempt { job_id, attempt_id };
+    let given = entries.given;
+    let read: Vec<Attempt> = entries.read.into_iter().map(read).collect();
     let ignored = given - read.len();
     (read, ignored)
+}
+
+/// A job's id as text.
+struct JobText(JobId);
+
+impl<'de> Deserialize<'de> for JobText {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
 }
 
 #[cfg(test)]
@@ -146,7 +156,7 @@ mod tests {
     use super::*;
 
     fn read(json: serde_json::Value) -> Option<Hello> {
-        serde_json::from_value::<HelloWire>(json).unwrap().read()
+        serde_json::from_str::<HelloWire>(&json.to_string()).unwrap().read()
     }
 
     #[test]

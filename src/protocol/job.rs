@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Lang, NodeId, RoomCode, SessionId, TurnId};
+use super::trace::Traced;
 
 /// Why an utterance ended where it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
@@ -191,6 +192,8 @@ pub struct JobSpec {
     pub audio_ms: u32,
     /// Trace of the session or of the utterance.
     pub trace_id: Box<str>,
+    /// Where in its client's trace it stands, if the client says.
+    pub traced: Traced,
     /// Silence the node is to append, in milliseconds.
     pub padding_ms: Option<u32>,
     /// Why the utterance ended.
@@ -208,6 +211,37 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// A second of speech from one language to another, with nothing special about it.
+    pub fn plain(src: Lang, tgt: Lang) -> Self {
+        Self {
+            session: SessionId(1),
+            utterance_index: 0,
+            turn: TurnId(1),
+            tenant: None,
+            src,
+            tgt,
+            dialect: None,
+            mode: None,
+            lang_a: None,
+            lang_b: None,
+            auto_langs: None,
+            features: None,
+            pipeline: Pipeline::default(),
+            audio_format: "pcm16".into(),
+            sample_rate: 16_000,
+            audio_ms: 1_000,
+            trace_id: "t".into(),
+            traced: Traced::default(),
+            padding_ms: None,
+            cut: Cut::Manual,
+            streaming_asr: true,
+            partial_interval_ms: 1_000,
+            client_sent_ms: None,
+            paired: None,
+            audience: None,
+        }
+    }
+
     /// Whether its end is what the speaker waits for. Of an utterance that is said in several
     /// languages that is one job; the others are for listeners alone.
     pub fn is_primary(&self) -> bool {
@@ -293,31 +327,6 @@ pub(crate) mod samples {
 
     /// A second of speech.
     pub(crate) fn spec(src: &str, tgt: &str) -> JobSpec {
-        JobSpec {
-            session: SessionId(1),
-            utterance_index: 0,
-            turn: TurnId(1),
-            tenant: None,
-            src: src.parse().unwrap(),
-            tgt: tgt.parse().unwrap(),
-            dialect: None,
-            mode: None,
-            lang_a: None,
-            lang_b: None,
-            auto_langs: None,
-            features: None,
-            pipeline: Pipeline::default(),
-            audio_format: "pcm16".into(),
-            sample_rate: 16_000,
-            audio_ms: 1_000,
-            trace_id: "t".into(),
-            padding_ms: None,
-            cut: Cut::Manual,
-            streaming_asr: true,
-            partial_interval_ms: 1_000,
-            client_sent_ms: None,
-            paired: None,
-            audience: None,
-        }
+        JobSpec::plain(src.parse().unwrap(), tgt.parse().unwrap())
     }
 }

@@ -1,8 +1,10 @@
 //! Reading what real peers write: numbers as integers or floats, null for absent, one bad entry
 //! among good ones.
 
-use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, Visitor};
-use serde_json::Value;
+use std::marker::PhantomData;
+
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// An integer, however the peer wrote it: `1`, `1.0`, `-3`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,19 +53,103 @@ pub(super) fn opt_int<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
 }
 
 /// Any value of the wanted form, else none: for fields of which nothing depends on being there.
-pub(super) fn opt_any<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+pub(super) fn opt_any<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     d: D,
 ) -> Result<Option<T>, D::Error> {
-    Ok(serde_json::from_value(Value::deserialize(d)?).ok())
+    Ok(serde_json::from_str(<&RawValue>::deserialize(d)?.get()).ok())
 }
 
 /// The entries of a list that have the wanted form, at most `N`; anything else counts as an empty
 /// list.
-pub(super) fn entries<'de, D: Deserializer<'de>, T: DeserializeOwned, const N: usize>(
+pub(super) fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
     d: D,
 ) -> Result<Vec<T>, D::Error> {
-    let Value::Array(items) = Value::deserialize(d)? else { return Ok(Vec::new()) };
-    Ok(items.into_iter().filter_map(|v| serde_json::from_value(v).ok()).take(N).collect())
+    Ok(Entries::<T, N>::deserialize(d)?.read)
+}
+
+/// A list of which no more than `N` entries are kept, whatever they are.
+pub(super) fn opt_list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
+    d: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<List<T, N>>::deserialize(d)?.map(|list| list.0))
+}
+
+/// The entries of a list that have the wanted form, at most `N`, and how many there were in all.
+/// Nothing is made of the others: as trees of values they would be many times as long as written.
+pub(super) struct Entries<T, const N: usize> {
+    /// Those that were read.
+    pub(super) read: Vec<T>,
+    /// All.
+    pub(super) given: usize,
+}
+
+impl<T, const N: usize> Default for Entries<T, N> {
+    fn default() -> Self {
+        Self { read: Vec::new(), given: 0 }
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Entries<T, N> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(d)?.get();
+        let (mut read, mut given) = (Vec::new(), 0);
+        if raw.starts_with('[') {
+            // Counted first, for a list that grows is held twice.
+            each(raw, |_| given += 1).map_err(de::Error::custom)?;
+            read.reserve_exact(given.min(N));
+            let keep = |entry: &'de RawValue| {
+                if read.len() < N
+                    && let Ok(entry) = serde_json::from_str(entry.get())
+                {
+                    read.push(entry);
+                }
+            };
+            each(raw, keep).map_err(de::Error::custom)?;
+        }
+        Ok(Self { read, given })
+    }
+}
+
+/// Visits the entries of a list as text.
+fn each<'de>(list: &'de str, visit: impl FnMut(&'de RawValue)) -> serde_json::Result<()> {
+    struct Each<F>(F);
+    impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Each<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+            while let Some(entry) = list.next_element()? {
+                self.0(entry);
+            }
+            Ok(())
+        }
+    }
+    serde_json::Deserializer::from_str(list).deserialize_seq(Each(visit))
+}
+
+struct List<T, const N: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct ListVisitor<T, const N: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for ListVisitor<T, N> {
+            type Value = List<T, N>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut kept = Vec::new();
+                while let Some(entry) = list.next_element()? {
+                    if kept.len() < N {
+                        kept.push(entry);
+                    }
+                }
+                Ok(List(kept))
+            }
+        }
+        d.deserialize_seq(ListVisitor(PhantomData))
+    }
 }
 
 #[cfg(test)]

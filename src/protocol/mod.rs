@@ -13,10 +13,12 @@ pub mod job;
 mod lenient;
 pub mod limits;
 pub mod node;
+pub mod passed;
 pub mod room;
 mod scan;
 pub mod session;
 mod splice;
+pub mod trace;
 pub mod wav;
 
 pub use error::{DecodeError, ErrorCode};

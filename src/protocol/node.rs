@@ -4,14 +4,17 @@
 //! unknown device, service type or odd key never costs a node its registration or a job its
 //! result.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::error::DecodeError;
 use super::hello::{AckStatus, Hello, HelloWire, Instruction};
 use super::ids::{JobId, Lang, Pair, SessionId, TurnId};
 use super::job::{Audio, FeatureFlags, JobSpec, Pipeline};
+use super::passed::{AnyObject, Extra, Passed};
+use super::trace::TraceParent;
 use super::{lenient, limits, splice};
 
 /// A message from a node.
@@ -196,7 +199,7 @@ pub struct ResourceUsage {
 #[derive(Debug, Default, Deserialize)]
 struct Hardware {
     #[serde(default, deserialize_with = "lenient::entries::<_, _, 64>")]
-    gpus: Vec<Map<String, Value>>,
+    gpus: Vec<AnyObject>,
 }
 
 #[derive(Deserialize)]
@@ -258,6 +261,8 @@ pub struct Report {
     pub accept_public_jobs: bool,
     /// Extension: what it has from before (registration only).
     pub hello: Option<Box<Hello>>,
+    /// Extension: it wants to know where in a trace its jobs stand (registration only).
+    pub traces: bool,
 }
 
 impl From<ReportWire> for Report {
@@ -297,6 +302,7 @@ impl From<ReportWire> for Report {
             max_concurrent_jobs: wire.max_concurrent_jobs,
             accept_public_jobs: wire.accept_public_jobs.unwrap_or(true),
             hello: None,
+            traces: false,
         }
     }
 }
@@ -321,7 +327,7 @@ pub struct JobResult {
     /// Form of the speech.
     pub tts_format: String,
     /// The keys of `extra` that clients are given.
-    pub extra: Option<Map<String, Value>>,
+    pub extra: Option<Extra>,
     /// Time on the node, in milliseconds.
     pub processing_time_ms: Option<u64>,
     /// Why it did not work.
@@ -331,19 +337,19 @@ pub struct JobResult {
     /// `good`, `suspect`, `bad`.
     pub asr_quality_level: Option<String>,
     /// Passed through.
-    pub reason_codes: Option<Vec<String>>,
+    pub reason_codes: Option<Passed>,
     /// 0 to 1.
     pub quality_score: Option<f64>,
     /// Passed through.
     pub rerun_count: Option<u32>,
     /// Passed through.
-    pub segments_meta: Option<Value>,
+    pub segments_meta: Option<Passed>,
 }
 
 impl JobResult {
     /// `extra.reason`: why there is no text.
-    pub fn reason(&self) -> Option<&str> {
-        self.extra.as_ref()?.get("reason")?.as_str()
+    pub fn reason(&self) -> Option<Cow<'_, str>> {
+        self.extra.as_ref()?.0.get("reason")?.as_str()
     }
 
     /// Whether there is nothing in it to hear or read.
@@ -362,8 +368,18 @@ pub struct NodeFault {
     pub code: String,
     #[serde(default)]
     pub message: String,
-    #[serde(default)]
-    pub details: Option<Value>,
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub details: Option<FaultDetails>,
+}
+
+/// What of `job_result.error.details` is looked at.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[allow(missing_docs, reason = "the wire's own names; see docs/PROTOCOL.md, \"job_result\"")]
+pub struct FaultDetails {
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub service_id: Option<String>,
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub model_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -383,7 +399,7 @@ struct ResultHead {
     #[serde(default, deserialize_with = "lenient::opt_any")]
     tts_format: Option<String>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    extra: Option<Map<String, Value>>,
+    extra: Option<Extra>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     processing_time_ms: Option<f64>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
@@ -393,27 +409,14 @@ struct ResultHead {
     #[serde(default, deserialize_with = "lenient::opt_any")]
     asr_quality_level: Option<String>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    reason_codes: Option<Vec<String>>,
+    reason_codes: Option<Passed>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     quality_score: Option<f64>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
     rerun_count: Option<u32>,
     #[serde(default, deserialize_with = "lenient::opt_any")]
-    segments_meta: Option<Value>,
+    segments_meta: Option<Passed>,
 }
-
-type Fits = fn(&Value) -> bool;
-
-/// Keys of a node's `extra` that reach clients, each with the test its value must pass.
-const EXTRA_KEYS: [(&str, Fits); 7] = [
-    ("emotion", Value::is_string),
-    ("speech_rate", Value::is_number),
-    ("voice_style", Value::is_string),
-    ("service_timings", Value::is_object),
-    ("language_probability", Value::is_number),
-    ("language_probabilities", Value::is_object),
-    ("reason", Value::is_string),
-];
 
 /// `asr_partial`.
 #[derive(Debug, Clone)]
@@ -486,8 +489,10 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
     }
     match parse::<Tag>(frame)?.kind.as_str() {
         "node_register" => {
-            let hello = parse::<HelloWire>(frame)?.read().map(Box::new);
-            let report = Report { hello, ..*report(frame)? };
+            let offer = parse::<HelloWire>(frame)?;
+            let traces = offer.offers(TraceParent::NAME);
+            let hello = offer.read().map(Box::new);
+            let report = Report { hello, traces, ..*report(frame)? };
             Ok(Message::Register(Box::new(report)))
         }
         "node_heartbeat" => report(frame).map(Message::Heartbeat),
@@ -536,13 +541,6 @@ fn job_result(head: ResultHead, tts_audio: Bytes) -> Result<Message, DecodeError
     // A result without its sound is worth more than none.
     let tts_audio =
         if base64_simd::STANDARD.check(&tts_audio).is_ok() { tts_audio } else { Bytes::new() };
-    let extra = head.extra.map(|mut extra| {
-        let known = EXTRA_KEYS.iter().filter_map(|(key, fits)| {
-            let (key, value) = extra.remove_entry(*key)?;
-            fits(&value).then_some((key, value))
-        });
-        known.collect::<Map<_, _>>()
-    });
     Ok(Message::JobResult(Box::new(JobResult {
         job_id: job_id(&head.job_id)?,
         attempt_id: head.attempt_id,
@@ -552,12 +550,12 @@ fn job_result(head: ResultHead, tts_audio: Bytes) -> Result<Message, DecodeError
         text_translated: head.text_translated.unwrap_or_default(),
         tts_audio,
         tts_format: head.tts_format.unwrap_or_else(|| "pcm16".to_owned()),
-        extra,
+        extra: head.extra,
         processing_time_ms: head.processing_time_ms.filter(|ms| *ms >= 0.0).map(|ms| ms as u64),
         error: head.error,
         node_completed_at_ms: head.node_completed_at_ms,
         asr_quality_level: head.asr_quality_level,
-        reason_codes: head.reason_codes,
+        reason_codes: head.reason_codes.filter(Passed::is_strings),
         quality_score: head.quality_score,
         rerun_count: head.rerun_count,
         segments_meta: head.segments_meta,
@@ -649,6 +647,8 @@ struct JobAssign<'a> {
     partial_update_interval_ms: u64,
     trace_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<TraceParent>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     padding_ms: Option<u32>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     is_manual_cut: bool,
@@ -685,8 +685,15 @@ fn derived_lang(spec: &JobSpec) -> Option<Lang> {
     spec.audience.as_ref().filter(|audience| !audience.wanted).map(|_| spec.tgt)
 }
 
-/// The frame of `job_assign`: the fields as JSON, the audio moved in as base64.
-pub fn encode_job_assign(job_id: JobId, attempt_id: u32, spec: &JobSpec, audio: &Audio) -> Bytes {
+/// The frame of `job_assign`: the fields as JSON, the audio moved in as base64. `traceparent` only
+/// to nodes that know it.
+pub fn encode_job_assign(
+    job_id: JobId,
+    attempt_id: u32,
+    spec: &JobSpec,
+    audio: &Audio,
+    traceparent: Option<TraceParent>,
+) -> Bytes {
     use super::job::Cut;
     let head = JobAssign {
         job_id,
@@ -707,6 +714,7 @@ pub fn encode_job_assign(job_id: JobId, attempt_id: u32, spec: &JobSpec, audio: 
         enable_streaming_asr: spec.streaming_asr,
         partial_update_interval_ms: spec.partial_interval_ms,
         trace_id: &spec.trace_id,
+        traceparent,
         padding_ms: spec.padding_ms,
         is_manual_cut: spec.cut == Cut::Manual,
         is_timeout_triggered: spec.cut.closes_turn() && spec.cut != Cut::Manual,
@@ -753,8 +761,11 @@ mod tests {
             "processing_time_ms":12.5,"trace_id":"t","segments_meta":{{"count":1}}}}"#
         );
         let Ok(Message::JobResult(r)) = decoded(&json) else { panic!("refused") };
-        assert_eq!((r.job_id, r.attempt_id, r.reason()), (job, Some(1), Some("ASR_EMPTY")));
-        assert_eq!((&r.tts_audio[..], r.extra.as_ref().unwrap().len()), (&b"QUJD"[..], 2));
+        assert_eq!(
+            (r.job_id, r.attempt_id, r.reason().as_deref()),
+            (job, Some(1), Some("ASR_EMPTY"))
+        );
+        assert_eq!((&r.tts_audio[..], r.extra.as_ref().unwrap().0.len()), (&b"QUJD"[..], 2));
         assert_eq!((r.processing_time_ms, r.tts_format.as_str()), (Some(12), "pcm16"));
     }
 

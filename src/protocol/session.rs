@@ -10,8 +10,15 @@ use super::error::{DecodeError, ErrorCode};
 use super::ids::{JobId, Lang, NodeId, SessionId};
 use super::job::{FeatureFlags, Pipeline};
 use super::node::JobResult;
+use super::passed::{Extra, Passed};
 use super::room::{self, InRoom, RoomRequest, Signal};
+use super::trace::TraceParent;
 use super::{lenient, limits, splice};
+
+/// One more than there may be, to see that there are too many.
+const AUTO_LANGS_READ: usize = limits::AUTO_LANGS_MAX + 1;
+/// Names of extensions that are looked at.
+const EXTENSIONS_MAX: usize = 64;
 
 /// A message from a client.
 #[derive(Debug)]
@@ -75,7 +82,7 @@ pub struct Init {
     #[serde(default)]
     pub lang_b: Option<Lang>,
     /// Candidates when `src_lang` is `auto`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::opt_list::<_, _, AUTO_LANGS_READ>")]
     pub auto_langs: Option<Vec<Lang>>,
     /// Whether partial transcripts are wanted; default yes.
     #[serde(default)]
@@ -86,6 +93,9 @@ pub struct Init {
     /// Trace of the whole session; made here when absent.
     #[serde(default)]
     pub trace_id: Option<String>,
+    /// Extension: where in the client's trace the session stands.
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub traceparent: Option<TraceParent>,
     /// Extension: form of the chunk stream, `opus` or `pcm16`; sniffed when absent.
     #[serde(default)]
     pub audio_format: Option<String>,
@@ -96,7 +106,7 @@ pub struct Init {
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
     /// Extension: what else the client understands (docs/PROTOCOL.md, "Extensions").
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::opt_list::<_, _, EXTENSIONS_MAX>")]
     pub extensions: Option<Vec<String>>,
 }
 
@@ -209,10 +219,13 @@ pub struct UtteranceHead {
     pub lang_a: Option<Lang>,
     #[serde(default)]
     pub lang_b: Option<Lang>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::opt_list::<_, _, AUTO_LANGS_READ>")]
     pub auto_langs: Option<Vec<Lang>>,
     #[serde(default)]
     pub trace_id: Option<String>,
+    /// Extension: where in the client's trace it stands.
+    #[serde(default, deserialize_with = "lenient::opt_any")]
+    pub traceparent: Option<TraceParent>,
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
     /// Extension: the client's own name for it; sent again, it finds the job that exists.
@@ -291,8 +304,8 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
             chunk(head, payload.as_bytes())
         }
         "utterance" => {
-            let head: UtteranceHead = parse(frame)?;
-            let audio = Bytes::copy_from_slice(head.audio.as_bytes());
+            let mut head: UtteranceHead = parse(frame)?;
+            let audio = Bytes::from(std::mem::take(&mut head.audio));
             checked_utterance(head, audio)
         }
         "client_heartbeat" => Ok(Request::Heartbeat(parse(frame)?)),
@@ -607,27 +620,27 @@ pub struct TranslationResult<'a> {
     pub text_translated: &'a str,
     pub tts_format: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub extra: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    pub extra: Option<&'a Extra>,
     pub trace_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part_index: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub service_timings: Option<serde_json::Value>,
+    pub service_timings: Option<Passed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_timings: Option<NetworkTimings>,
     pub scheduler_sent_at_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asr_quality_level: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason_codes: Option<&'a [String]>,
+    pub reason_codes: Option<&'a Passed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quality_score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rerun_count: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub segments_meta: Option<&'a serde_json::Value>,
+    pub segments_meta: Option<&'a Passed>,
     /// Extension: true when the gap policy had already let later results pass.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
@@ -661,8 +674,8 @@ impl<'a> TranslationResult<'a> {
         result: &'a JobResult,
         sent_at_ms: u64,
     ) -> Self {
-        let told = result.extra.as_ref().and_then(|e| e.get("service_timings").cloned());
-        let total = || result.processing_time_ms.map(|ms| serde_json::json!({"total_ms": ms}));
+        let told = result.extra.as_ref().and_then(|e| e.0.get("service_timings").cloned());
+        let total = || Passed::of(&serde_json::json!({"total_ms": result.processing_time_ms?}));
         Self {
             session_id,
             utterance_index,
@@ -678,7 +691,7 @@ impl<'a> TranslationResult<'a> {
             network_timings: None,
             scheduler_sent_at_ms: sent_at_ms,
             asr_quality_level: result.asr_quality_level.as_deref(),
-            reason_codes: result.reason_codes.as_deref(),
+            reason_codes: result.reason_codes.as_ref(),
             quality_score: result.quality_score,
             rerun_count: result.rerun_count,
             segments_meta: result.segments_meta.as_ref(),

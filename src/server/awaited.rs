@@ -22,7 +22,7 @@ pub(super) struct Awaited(HashMap<NodeId, (), RandomState>);
 /// Lets the jobs that were taken back wait for these nodes, as far as they were seen lately; or
 /// gives them out, if there is nothing to wait for.
 pub(super) fn wait_for(shared: &Arc<Shared>, nodes: &[NodeRow], now: Now, effects: &mut Effects) {
-    let wait_ms = shared.config.node.recovery_wait_ms;
+    let wait_ms = shared.settings.with(|v| v.config.node.recovery_wait_ms);
     let awaited = shared.awaited.0.pin();
     for node in nodes.iter().filter(|_| shared.scheduler.live() > 0 && wait_ms > 0) {
         if node.last_seen_unix_ms.saturating_add(KNOWN_FOR_MS) > now.unix_ms {

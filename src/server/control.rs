@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use super::credentials;
 use super::perform::perform;
+use super::pools::{PoolEdit, PoolsChanged, PoolsInForce, PoolsRefused, edited, tag};
 use super::shared::{Command, Shared};
-use crate::config::{Pool, check_pools};
+use crate::config::{Change, Pool, Setter};
 use crate::job::{Deadline, Effects, WaitQueue, Wheel};
-use crate::node::pool::Publisher;
+use crate::node::pool::{Publisher, Snapshot};
 use crate::node::{Node, State};
 use crate::protocol::job::Outcome;
 use crate::store::PoolConfigRow;
@@ -29,6 +30,7 @@ const SWEEP_US: u64 = 5_000_000;
 pub(super) struct ControlTask {
     shared: Arc<Shared>,
     publisher: Publisher,
+    setter: Setter,
     commands: mpsc::Receiver<Command>,
     wheel: Wheel<Deadline>,
     waiting: WaitQueue,
@@ -39,13 +41,14 @@ pub(super) struct ControlTask {
 impl ControlTask {
     pub(super) fn new(
         shared: Arc<Shared>,
-        publisher: Publisher,
+        (publisher, setter): (Publisher, Setter),
         commands: mpsc::Receiver<Command>,
     ) -> Self {
         let now = shared.now().us;
         Self {
             shared,
             publisher,
+            setter,
             commands,
             wheel: Wheel::new(now),
             waiting: WaitQueue::default(),
@@ -144,10 +147,15 @@ impl ControlTask {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::ReplacePools(pools, answer) => {
-                let outcome = check_pools(pools).map(|pools| self.replace_pools(pools));
+            Command::Pools(edit, answer) => {
+                let outcome = self.edit_pools(*edit);
                 if answer.send(outcome).is_err() {
-                    info!("who asked for the new pools did not wait for the answer");
+                    info!("who asked for other pools did not wait for the answer");
+                }
+            }
+            Command::Settings(change, answer) => {
+                if answer.send(self.change_settings(*change)).is_err() {
+                    info!("who asked for other settings did not wait for the answer");
                 }
             }
             Command::Key(change, answer) => {
@@ -159,20 +167,63 @@ impl ControlTask {
         }
     }
 
-    fn replace_pools(&mut self, pools: Vec<Pool>) -> u64 {
-        let text = serde_json::to_string(&pools).unwrap_or_default();
-        let version = self.publisher.replace_config(pools);
-        self.published(version);
-        let config_version = self.shared.pools.with(|s| s.config_version);
-        if let Some(store) = &self.shared.store {
-            let row = PoolConfigRow { version: config_version, text };
-            if store.submit(Write::Pools(row), None).is_err() {
-                warn!("the store is behind: the new pools would not survive a restart");
-            }
+    /// Puts other settings in force, and the file's pools with them, unless an operator's rank
+    /// above.
+    fn change_settings(&mut self, change: Change) -> u64 {
+        let config = &change.effective.config;
+        self.shared.metrics.pause_ms.set(config.segmenter.pause_ms as i64);
+        let of_file = config.pools.clone();
+        let is_new = |s: &Snapshot| {
+            let same = s.config.iter().map(Arc::as_ref).eq(of_file.iter());
+            !s.overriding && !same
+        };
+        let version = self.setter.publish(change.effective);
+        self.shared.metrics.config_version.set(version as i64);
+        if self.shared.pools.with(is_new) {
+            self.publish_pools(of_file, false);
         }
-        info!(version, config_version, "pool configuration replaced");
+        // Jobs that waited may have room now.
+        self.shared.control.wake.notify_one();
+        version
+    }
+
+    /// Changes the pools; the store is asked first, so that what is in force is not forgotten.
+    fn edit_pools(&mut self, edit: PoolEdit) -> PoolsChanged {
+        let PoolEdit { step, expected } = edit;
+        let before = self.shared.pools.load_full();
+        if expected.is_some_and(|expected| !expected.fits(&tag(&before))) {
+            return Err(PoolsRefused::Changed(tag(&before)));
+        }
+        let after = edited(&before, step)?;
+        let of_file = || self.shared.settings.with(|version| version.config.pools.clone());
+        let (pools, overriding) = after.map_or_else(|| (of_file(), false), |pools| (pools, true));
+        let kept = match &self.shared.store {
+            Some(store) => {
+                let version = before.config_version + 1;
+                let text = serde_json::to_string(&overriding.then_some(&pools));
+                let row = PoolConfigRow { version, text: text.unwrap_or_default() };
+                let (told, kept) = oneshot::channel();
+                // Who asked may have left.
+                let done = Box::new(move |_| {
+                    told.send(()).unwrap_or(());
+                });
+                store.submit(Write::Pools(row), Some(done)).map_err(|_| PoolsRefused::Busy)?;
+                Some(kept)
+            }
+            None => None,
+        };
+        let version = self.publish_pools(pools, overriding);
         // Jobs that waited may have somewhere to go now.
         self.shared.control.wake.notify_one();
+        let (config_version, tag) = self.shared.pools.with(|s| (s.config_version, tag(s)));
+        Ok(PoolsInForce { version, config_version, tag, overriding, kept })
+    }
+
+    fn publish_pools(&mut self, pools: Vec<Pool>, overriding: bool) -> u64 {
+        let version = self.publisher.replace_config(pools, overriding);
+        self.published(version);
+        let config_version = self.shared.pools.with(|s| s.config_version);
+        info!(version, config_version, overriding, "pool configuration replaced");
         version
     }
 }

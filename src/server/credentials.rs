@@ -3,21 +3,21 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::routes::{Routes, fault, reply};
+use super::routes::{Routes, body_within, fault, reply};
 use super::shared::{Command, NodeTag, SessionTag, Shared};
-use crate::config;
+use super::whence::Whence;
+use crate::config::{self, Live};
 use crate::protocol::admin::{MakeKey, MakeToken};
 use crate::store::{KeyRow, Write};
 use crate::tenant::{Key, KeyKind, Keys, NoKey, Pass};
@@ -63,7 +63,11 @@ pub(super) fn fresh_secret() -> io::Result<[u8; 32]> {
 }
 
 /// The keys of a server that begins.
-pub(super) fn ring(secret: [u8; 32], config: &config::Auth, rows: Vec<KeyRow>) -> Keys {
+pub(super) fn ring(
+    secret: [u8; 32],
+    required: impl Into<Live<config::Auth>>,
+    rows: Vec<KeyRow>,
+) -> Keys {
     let of = |row: KeyRow| {
         let kind = KeyKind::ALL.into_iter().find(|kind| *kind as u8 == row.kind)?;
         Some(Key {
@@ -77,13 +81,7 @@ pub(super) fn ring(secret: [u8; 32], config: &config::Auth, rows: Vec<KeyRow>) -
             revoked_unix_ms: row.revoked_unix_ms,
         })
     };
-    let doors = [
-        (KeyKind::Session, config.session_keys_required),
-        (KeyKind::Node, config.node_keys_required),
-        (KeyKind::Admin, config.admin_keys_required),
-    ];
-    let required = doors.into_iter().filter(|(_, required)| *required).map(|(kind, _)| kind);
-    Keys::new(secret, required.collect(), rows.into_iter().filter_map(of).collect())
+    Keys::new(secret, required, rows.into_iter().filter_map(of).collect())
 }
 
 fn row(key: &Key) -> KeyRow {
@@ -231,39 +229,46 @@ impl Routes {
         &self,
         kind: KeyKind,
         request: &Request<B>,
-        peer: SocketAddr,
+        from: IpAddr,
     ) -> Result<Pass, Response<Body>> {
         let credential = shown(request).or_else(|| in_address(request));
         let now_ms = self.shared.now().unix_ms;
         self.shared.keys.admit(kind, credential, now_ms).map_err(|_| {
             self.shared.metrics.unauthorized.with_label_values(&[kind.as_str()]).inc();
-            self.shared.house.failed(peer.ip());
+            self.shared.house.failed(from);
             unauthorized()
         })
     }
 
-    /// Whether who asks may see the operators' pages, and change things there. From this host
-    /// anybody may; from elsewhere whoever has an admin key. While there is none, pages can be
-    /// seen from wherever the server can be reached, and nothing changed.
+    /// Whether who asks may see the operators' pages, and change things there; with the key it
+    /// showed for that. From this host anybody may; from elsewhere whoever has an admin key. While
+    /// there is none, pages can be seen from wherever the server can be reached, and nothing
+    /// changed; but not through a browser on this host by a name that anybody may have given it.
     #[expect(clippy::result_large_err, reason = "the error is the answer, and about to be sent")]
     pub(super) fn admit_operator<B>(
         &self,
         request: &Request<B>,
-        peer: SocketAddr,
-    ) -> Result<(), Response<Body>> {
-        if peer.ip().to_canonical().is_loopback() {
-            return Ok(());
+        whence: Whence,
+    ) -> Result<Option<u64>, Response<Body>> {
+        if whence == Whence::Here {
+            return Ok(None);
         }
-        let pass = self.admit(KeyKind::Admin, request, peer)?;
-        if pass.key.is_none() && request.method() != Method::GET {
-            return Err(fault(StatusCode::FORBIDDEN, "only from this host"));
+        let pass = self.admit(KeyKind::Admin, request, whence.address())?;
+        match (pass.key, whence) {
+            (None, Whence::Renamed) => Err(fault(
+                StatusCode::FORBIDDEN,
+                "not by this name: ask for an address of this host, or show an admin key",
+            )),
+            (None, _) if request.method() != Method::GET => {
+                Err(fault(StatusCode::FORBIDDEN, "only from this host"))
+            }
+            (key, _) => Ok(key),
         }
-        Ok(())
     }
 
     /// Whether somebody from elsewhere is here only because there is no admin key yet.
-    pub(super) fn is_stranger(&self, peer: SocketAddr) -> bool {
-        !peer.ip().to_canonical().is_loopback() && self.shared.keys.is_open(KeyKind::Admin)
+    pub(super) fn is_stranger(&self, whence: Whence) -> bool {
+        whence != Whence::Here && self.shared.keys.is_open(KeyKind::Admin)
     }
 
     /// `/api/v1/keys` and below.
@@ -271,9 +276,9 @@ impl Routes {
         &self,
         rest: &[&str],
         request: Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
-        if self.is_stranger(peer) {
+        if self.is_stranger(whence) {
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }
         match (request.method(), rest) {
@@ -338,7 +343,7 @@ impl Routes {
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> Response<Body> {
-        let pass = match self.admit(KeyKind::Session, &request, peer) {
+        let pass = match self.admit(KeyKind::Session, &request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
@@ -369,10 +374,7 @@ impl Routes {
 }
 
 async fn body_of(request: Request<Incoming>) -> Result<bytes::Bytes, Response<Body>> {
-    match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(_) => Err(fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
-    }
+    body_within(request, BODY_BYTES_MAX).await
 }
 
 /// A key as operators see it; its secret is nowhere.

@@ -1,6 +1,5 @@
 //! What could not be brought to its end, for operators: to see, to send again, to drop.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::{Method, Response, StatusCode};
@@ -10,6 +9,7 @@ use tracing::{info, warn};
 use super::perform::perform;
 use super::routes::{Routes, fault, reply};
 use super::shared::{Mail, Shared, read_store};
+use super::whence::Whence;
 use crate::job::{Effects, Submission};
 use crate::protocol::JobId;
 use crate::protocol::job::Audio;
@@ -26,12 +26,12 @@ impl Routes {
         method: &Method,
         rest: &[&str],
         query: Option<&str>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
         let Some(store) = self.shared.store.clone() else {
             return fault(StatusCode::NOT_FOUND, "nothing is kept on disk");
         };
-        if self.is_stranger(peer) {
+        if self.is_stranger(whence) {
             // They hold what people said.
             return fault(StatusCode::FORBIDDEN, "only from this host");
         }

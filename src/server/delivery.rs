@@ -105,8 +105,7 @@ impl SessionTask {
     /// Sends what the client can do without, if it keeps up; else hands it back.
     fn remark(&mut self, text: Bytes) -> Option<Bytes> {
         let line = self.line.as_ref()?;
-        let keeps_up =
-            keeps_up(&line.outbox, self.shared.config.transport.session_outbox_frames_max);
+        let keeps_up = keeps_up(&line.outbox);
         let frame = Frame { text, tag: SessionTag::Plain };
         let left = match keeps_up {
             true => line.outbox.push(frame).err().map(|refused| refused.frame),
@@ -128,9 +127,8 @@ impl SessionTask {
     }
 
     fn send_late_progress(&mut self) {
-        let frames_max = self.shared.config.transport.session_outbox_frames_max;
         let Some(line) = &mut self.line else { return };
-        while keeps_up(&line.outbox, frames_max)
+        while keeps_up(&line.outbox)
             && let Some((_, text)) = line.late.pop_first()
         {
             if line.outbox.push(Frame { text, tag: SessionTag::Plain }).is_err() {
@@ -305,8 +303,8 @@ fn delivered(store: &Store, session: SessionId, through_seq: u64) -> bool {
 }
 
 /// Whether the client takes what it is sent.
-fn keeps_up(outbox: &Outbox<SessionTag>, frames_max: usize) -> bool {
-    outbox.frames() < frames_max.div_ceil(2) && outbox.bytes() < REMARK_BYTES_MAX
+fn keeps_up(outbox: &Outbox<SessionTag>) -> bool {
+    outbox.frames() < outbox.frames_max().div_ceil(2) && outbox.bytes() < REMARK_BYTES_MAX
 }
 
 /// Reads what a session is owed behind `after`, off the path, until it can be read.

@@ -5,23 +5,32 @@
 //! given inputs and the time.
 
 mod awaited;
+mod backup;
 mod certificates;
 mod clock;
+mod console;
 mod control;
 mod credentials;
 mod dead_letters;
 mod delivery;
 mod documents;
+mod explain;
 mod gateway;
+mod log_level;
 mod node;
 mod pages;
 mod paths;
 mod perform;
+mod pools;
 mod recover;
+mod reload;
 mod rooms;
 mod routes;
 mod session;
+mod sessions;
 mod shared;
+mod traces;
+mod whence;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,9 +50,11 @@ pub use clock::Clock;
 pub use dead_letters::explain_dead_letter;
 pub use pages::explain_ended;
 pub use paths::PATHS;
+pub use reload::{Reloaded, Source, Unreloaded};
 pub use rooms::room_json;
+pub use sessions::undelivered;
 
-use crate::config::{Config, DRAIN_MS_MAX, Faults};
+use crate::config::{Config, DRAIN_MS_MAX, Faults, Loaded, Setter};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
@@ -56,6 +67,7 @@ use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
+use traces::Traces;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +150,9 @@ pub struct Server {
     doors: Vec<Door>,
     control: JoinHandle<()>,
     rooms: JoinHandle<()>,
+    /// Sends traces, if there is a collector.
+    traces: Option<JoinHandle<()>>,
+    console: JoinHandle<()>,
 }
 
 /// A listener whose connections are accepted.
@@ -176,7 +191,7 @@ impl Listener<TcpListener> {
 impl Server {
     /// Opens the store, takes back what was not finished, and listens. When this returns the server
     /// takes nodes and sessions.
-    pub async fn start(config: Config) -> Result<Server, StartError> {
+    pub async fn start(config: impl Into<Loaded>) -> Result<Server, StartError> {
         Self::start_with(config, Handed::default()).await
     }
 
@@ -184,7 +199,12 @@ impl Server {
     ///
     /// Nodes are taken before sessions: where both share one address, sessions are answered 503
     /// until what an earlier life left is taken back; where they do not, theirs is opened then.
-    pub async fn start_with(config: Config, handed: Handed) -> Result<Server, StartError> {
+    pub async fn start_with(
+        config: impl Into<Loaded>,
+        handed: Handed,
+    ) -> Result<Server, StartError> {
+        let loaded = config.into();
+        let config = &loaded.config;
         let (listen, node_listen) = (config.server.listen.clone(), &config.server.node_listen);
         let apart = handed.node.is_some() || node_listen.is_some();
         let tls = Tls::load(config.tls.clone()).map_err(StartError::Certificates)?;
@@ -196,10 +216,10 @@ impl Server {
             ),
             false => (Listener::open(handed.client, listen).await?, None),
         };
-        let opened = open_store(&config)?;
-        let secret = open_secret(&config)?;
+        let opened = open_store(config)?;
+        let secret = open_secret(config)?;
         let made = (Clock::new(), secret, tls);
-        let mut server = Self::begin(config, opened, made, first.addr);
+        let mut server = Self::begin(loaded, opened, made, first.addr);
         server.accept(first, if apart { Serves::Nodes } else { Serves::Everyone });
         if let Some((handed, listen)) = second.take() {
             match Listener::open(handed, listen).await {
@@ -224,7 +244,7 @@ impl Server {
     pub async fn start_on<L: Listen>(config: Config, opened: Opened<L>) -> Server {
         let Opened { listener, addr, store, unix_ms, secret } = opened;
         let clock = Clock::starting_at(unix_ms);
-        let mut server = Self::begin(config, store, (clock, secret, Tls::none()), addr);
+        let mut server = Self::begin(config.into(), store, (clock, secret, Tls::none()), addr);
         server.accept(Listener { tcp: listener, addr, handed: false }, Serves::Everyone);
         server.begun();
         server
@@ -232,18 +252,23 @@ impl Server {
 
     /// Takes back what was not finished.
     fn begin(
-        config: Config,
+        loaded: Loaded,
         store: Option<(Store, Recovered)>,
         made: Made,
         addr: SocketAddr,
     ) -> Server {
-        let (shared, publisher, (commands, inbox), recovered) = assemble(config, store, made);
+        let telemetry = loaded.config.telemetry.clone();
+        let (traces, ended) = Traces::configured(&telemetry).unzip();
+        let (shared, writers, (commands, inbox), recovered) = assemble(loaded, store, made, traces);
+        let traces = ended.map(|ended| tokio::spawn(traces::run(Arc::clone(&shared), ended)));
         let rooms = recover::restore(&shared, recovered);
-        let task = ControlTask::new(Arc::clone(&shared), publisher, commands);
+        let task = ControlTask::new(Arc::clone(&shared), writers, commands);
         let control = tokio::spawn(task.run());
         let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
         let rooms = tokio::spawn(rooms.run());
-        Server { addr, node_addr: addr, shared, doors: Vec::new(), control, rooms }
+        let console = tokio::spawn(console::feed(Arc::clone(&shared)));
+        let doors = Vec::new();
+        Server { addr, node_addr: addr, shared, doors, control, rooms, console, traces }
     }
 
     /// Sessions are taken from now on.
@@ -255,10 +280,9 @@ impl Server {
 
     fn accept<L: Listen>(&mut self, listener: Listener<L>, serves: Serves) {
         let Listener { tcp, addr, handed } = listener;
-        let limits = HttpLimits {
-            header_timeout: Duration::from_millis(self.shared.config.transport.header_timeout_ms),
-            ..HttpLimits::default()
-        };
+        let header_ms = self.shared.settings.with(|v| v.config.transport.header_timeout_ms);
+        let header_timeout = Duration::from_millis(header_ms);
+        let limits = HttpLimits { header_timeout, ..HttpLimits::default() };
         let side = if serves == Serves::Nodes { Side::Nodes } else { Side::Sessions };
         let tls = self.shared.tls.door(side, &self.shared.metrics);
         let encrypted = tls.is_some();
@@ -292,6 +316,29 @@ impl Server {
         certificates::reload(&self.shared).await
     }
 
+    /// Where [`Server::reload`] reads the settings. Without it they are not read again.
+    pub fn reload_from(&self, source: Source) {
+        self.shared.reloads.read_from(source);
+    }
+
+    /// Reads settings and certificates again and puts them in force whole, or, with any fault in
+    /// them, changes nothing.
+    pub async fn reload(&self) -> Result<Reloaded, Unreloaded> {
+        reload::reload(&self.shared).await
+    }
+
+    /// Resolves when an operator has asked, through the admin API, for the server to be stopped.
+    /// Who does not wait for this refuses such requests.
+    pub fn asked_to_stop(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut asked = self.shared.stop_asked.subscribe();
+        async move {
+            if asked.wait_for(|asked| *asked).await.is_err() {
+                // The server ended without having been asked.
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Stops in good order: takes no new sessions and no speech that begins now, lets unfinished
     /// jobs end for as long as configured, closes every connection, and makes the last rows
     /// durable. What is unfinished then goes on after the next start. Takes [`STOP_MAX`] at most.
@@ -303,7 +350,7 @@ impl Server {
         let (handed, own) = self.doors.drain(..).partition(|door| door.handed);
         self.doors = own;
         shut(handed).await;
-        let drain = Duration::from_millis(shared.config.server.drain_ms);
+        let drain = Duration::from_millis(shared.settings.with(|v| v.config.server.drain_ms));
         shared.scheduler.close(shared.now());
         shared.drain.send_replace(Some(Instant::now() + drain));
         info!(jobs = shared.scheduler.live(), "draining");
@@ -335,6 +382,12 @@ impl Server {
         }
         self.control.abort();
         self.rooms.abort();
+        self.console.abort();
+        if let Some(traces) = self.traces
+            && tokio::time::timeout_at(deadline, traces).await.is_err()
+        {
+            warn!("the last traces were not taken in time");
+        }
         if let Some(store) = shared.store.clone() {
             // It blocks until the last commit.
             let last_commit = tokio::task::spawn_blocking(move || store.shutdown());
@@ -413,30 +466,37 @@ fn open_secret(config: &Config) -> Result<[u8; 32], StartError> {
 
 /// What is made anew at each start.
 type Made = (Clock, [u8; 32], Tls);
-type Assembled = (Arc<Shared>, Publisher, Inboxes, Option<Recovered>);
+type Assembled = (Arc<Shared>, (Publisher, Setter), Inboxes, Option<Recovered>);
 /// What the control task and the task of the rooms are told.
 type Inboxes = (mpsc::Receiver<shared::Command>, mpsc::Receiver<RoomInput>);
 
 fn assemble(
-    config: Config,
+    loaded: Loaded,
     store: Option<(Store, Recovered)>,
     (clock, secret, tls): Made,
+    traces: Option<Traces>,
 ) -> Assembled {
     let (store, mut recovered) = store.unzip();
     let rows = recovered.as_mut().map(|r| std::mem::take(&mut r.keys)).unwrap_or_default();
-    let keys = credentials::ring(secret, &config.auth, rows);
+    let (setter, settings) = Setter::new(loaded);
+    let started = settings.load_full();
+    let config = &started.config;
+    let keys = credentials::ring(secret, settings.part(|version| &version.config.auth), rows);
     let boot_epoch = recovered.as_ref().map_or(0, |r| r.boot_epoch);
     let stored = recovered.as_ref().and_then(|r| r.pools.as_ref());
-    let (pool_config, pool_version) = recover::pools(&config, stored);
+    let (pool_config, pool_version, overriding) = recover::pools(config, stored);
     let clock = Arc::new(clock);
     let metrics = Arc::new(Metrics::new());
     metrics.pause_ms.set(config.segmenter.pause_ms as i64);
-    let registry = Arc::new(Registry::new(config.node.clone()));
-    let (publisher, pools) = Publisher::new(pool_config, pool_version);
-    let accounts = Accounts::new(config.tenant.clone(), &config.tenants, &metrics);
+    metrics.config_version.set(1);
+    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let registry = Arc::new(Registry::new(settings.part(|version| &version.config.node)));
+    let (publisher, pools) = Publisher::begin(pool_config, pool_version, overriding);
+    let accounts = Accounts::by(settings.part(|version| &version.tenants), &metrics);
+    let job = || settings.part(|version| &version.config.job);
     let scheduler = Scheduler::new(
-        config.job.clone(),
-        Admission::new(&config.job, config.session.jobs_max, accounts),
+        job(),
+        Admission::new(job(), config.session.jobs_max, accounts),
         boot_epoch,
         Arc::clone(&registry),
         Arc::clone(&pools),
@@ -459,13 +519,18 @@ fn assemble(
         sessions_open: 0.into(),
         peers: HashMap::with_hasher(RandomState::default()),
         links,
+        traces,
         tls: Arc::new(tls),
+        console: Default::default(),
         awaited: Default::default(),
         control,
         keys,
         watch: Default::default(),
-        house: House::new(config.transport.connections_max, visitor_limits(&config.transport)),
-        gateway: gateway::Gateway::new(&config.gateway),
+        house: House::new(
+            settings.part(|version| &version.config.transport.connections_max),
+            visitor_limits(&config.transport),
+        ),
+        gateway: Default::default(),
         pairings: Pairings::default(),
         rooms,
         rooms_overrun: false.into(),
@@ -474,7 +539,10 @@ fn assemble(
         drain: watch::Sender::new(None),
         closing: watch::Sender::new(false),
         boot_epoch,
-        config,
+        settings,
+        reloads: Default::default(),
+        stop_asked: watch::Sender::new(false),
+        backing_up: false.into(),
     });
-    (shared, publisher, (commands, inbox), recovered)
+    (shared, (publisher, setter), (commands, inbox), recovered)
 }

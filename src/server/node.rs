@@ -16,6 +16,7 @@ use crate::job::{Answered, Deadline, Effect, Effects, Welcome};
 use crate::node::Attached;
 use crate::protocol::hello::{Hello, RESULT_ACK};
 use crate::protocol::node::{Command, Message, Report, decode};
+use crate::protocol::trace::TraceParent;
 use crate::protocol::{NodeId, limits};
 use crate::store::NodeRow;
 use crate::store::Write;
@@ -40,6 +41,8 @@ pub(super) struct NodeTask<S> {
     attached: Option<Attached>,
     /// The node has said over this connection what it has, and will do so again.
     able: bool,
+    /// It wants to know where in a trace its jobs stand.
+    traces: bool,
     /// When it was last noted on disk that the node is there, Unix milliseconds.
     noted_unix_ms: u64,
     effects: Effects,
@@ -53,10 +56,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         connection: Connection<S, NodeTag>,
         outbox: Arc<Outbox<NodeTag>>,
     ) -> Self {
-        let effects = Effects::new();
-        let (attached, able, noted_unix_ms) = (None, false, 0);
-        let _admitted = admitted;
-        Self { shared, peer, _admitted, connection, outbox, attached, able, noted_unix_ms, effects }
+        Self {
+            shared,
+            peer,
+            _admitted: admitted,
+            connection,
+            outbox,
+            attached: None,
+            able: false,
+            traces: false,
+            noted_unix_ms: 0,
+            effects: Effects::new(),
+        }
     }
 
     /// Lives as long as the connection.
@@ -164,6 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         // What a node has is told once: later it would not know of what is on its way.
         let hello = report.hello.as_deref().filter(|_| !self.able);
         self.able |= hello.is_some();
+        self.traces |= report.traces;
         if let Some(attached) = self.attached.clone() {
             self.greet(&attached, hello);
         } else {
@@ -189,6 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
         let link = self.shared.links.pin().get(&attached.node.index).map(Arc::clone);
         if let Some(link) = link.filter(|link| link.generation == attached.generation) {
             link.acks.store(self.able, SeqCst);
+            link.traces.store(self.traces, SeqCst);
         }
         if let Some(welcome) = welcome {
             scheduler.welcomed(attached, welcome, now, &mut self.effects);
@@ -198,7 +211,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
 
     fn acknowledge(&self, id: &NodeId, welcome: Option<&Welcome>) {
         let (node_id, message) = (id.to_string(), "Node registered successfully");
-        let extensions = if self.able { vec![RESULT_ACK] } else { Vec::new() };
+        let granted = [(self.able, RESULT_ACK), (self.traces, TraceParent::NAME)];
+        let extensions = granted.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
         let jobs = welcome.map(|welcome| welcome.jobs.clone());
         let status = "registering";
         self.send(&Command::NodeRegisterAck { node_id, message, status, extensions, jobs });
@@ -206,15 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
 
     /// What the configured switches hold against a registration, if anything.
     fn unwelcome(&self, report: &Report) -> Option<&'static str> {
-        let config = &self.shared.config.node;
-        if config.require_gpu && report.gpus == 0 {
-            return Some("a GPU is required");
-        }
-        let schema = &config.require_schema;
-        if !schema.is_empty() && report.schema.as_deref() != Some(schema.as_str()) {
-            return Some("another capability_schema_version is required");
-        }
-        None
+        self.shared.settings.with(|v| held_against(&v.config.node, report))
     }
 
     fn heartbeat(&mut self, report: &Report) {
@@ -266,8 +272,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> NodeTask<S> {
             self.acknowledge(&attached.node.id, welcome.as_ref());
         }
         let (generation, outbox) = (attached.generation, Arc::clone(&self.outbox));
-        let acks = self.able.into();
-        let link = Arc::new(Link { generation, outbox, peer: self.peer, acks });
+        let (acks, traces) = (self.able.into(), self.traces.into());
+        let link = Arc::new(Link { generation, outbox, peer: self.peer, acks, traces });
         let links = self.shared.links.pin();
         let old = links.insert(attached.node.index, link).map(Arc::clone);
         if let Some(old) = old {
@@ -383,4 +389,15 @@ enum Greeting<'a> {
 
 fn fresh_id() -> NodeId {
     NodeId::from(format!("node-{:08X}", fastrand::u32(..)).as_str())
+}
+
+fn held_against(config: &crate::config::Node, report: &Report) -> Option<&'static str> {
+    if config.require_gpu && report.gpus == 0 {
+        return Some("a GPU is required");
+    }
+    let schema = &config.require_schema;
+    if !schema.is_empty() && report.schema.as_deref() != Some(schema.as_str()) {
+        return Some("another capability_schema_version is required");
+    }
+    None
 }

@@ -177,6 +177,8 @@ impl Routes {
         json!({
             "version": snapshot.version,
             "config_version": snapshot.config_version,
+            "tag": super::pools::tag(&snapshot),
+            "overriding_file": snapshot.overriding,
             "config": config,
             "pairs": rows,
             "pairs_total": total,

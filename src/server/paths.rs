@@ -9,6 +9,9 @@ pub const PATHS: &[(&str, &[&str])] = &[
     ("/v1/speech/translate", &["POST"]),
     ("/openapi.json", &["GET"]),
     ("/asyncapi.json", &["GET"]),
+    ("/console", &["GET"]),
+    ("/console/{}", &["GET"]),
+    ("/api/v1/console/{}", &["GET"]),
     ("/health", &["GET"]),
     ("/readyz", &["GET"]),
     ("/metrics", &["GET"]),
@@ -16,6 +19,8 @@ pub const PATHS: &[(&str, &[&str])] = &[
     ("/api/v1/stats", &["GET"]),
     ("/api/v1/usage", &["GET"]),
     ("/api/v1/sessions", &["GET"]),
+    ("/api/v1/sessions/{}", &["GET"]),
+    ("/api/v1/explain", &["GET"]),
     ("/api/v1/rooms", &["GET"]),
     ("/api/v1/jobs", &["GET"]),
     ("/api/v1/jobs/{}", &["GET"]),
@@ -24,7 +29,13 @@ pub const PATHS: &[(&str, &[&str])] = &[
     ("/api/v1/nodes/{}/drain", &["POST"]),
     ("/api/v1/nodes/{}/undrain", &["POST"]),
     ("/api/v1/nodes/{}/pairing-codes", &["POST"]),
-    ("/api/v1/pools", &["GET", "PUT"]),
+    ("/api/v1/pools", &["GET", "PUT", "DELETE"]),
+    ("/api/v1/pools/{}", &["GET", "PUT", "DELETE"]),
+    ("/api/v1/config", &["GET"]),
+    ("/api/v1/config/reload", &["POST"]),
+    ("/api/v1/drain", &["POST"]),
+    ("/api/v1/backup", &["POST"]),
+    ("/api/v1/log-level", &["GET", "PUT"]),
     ("/api/v1/keys", &["GET", "POST"]),
     ("/api/v1/keys/{}", &["DELETE"]),
     ("/api/v1/dead-letters", &["GET"]),
@@ -57,7 +68,7 @@ mod tests {
     #[test]
     fn a_path_is_found_whatever_it_names() {
         assert_eq!(methods_of("/api/v1/nodes/a%2Fb/drain"), Some(&["POST"][..]));
-        assert_eq!(methods_of("/api/v1/pools"), Some(&["GET", "PUT"][..]));
+        assert_eq!(methods_of("/api/v1/pools"), Some(&["GET", "PUT", "DELETE"][..]));
         assert_eq!(methods_of("/api/v1/pools/"), None);
         assert_eq!(methods_of("/api/v1/nodes//drain"), None);
         assert_eq!(methods_of("/api/v1/nodes/a/b/drain"), None);

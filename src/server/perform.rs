@@ -15,6 +15,7 @@ use crate::protocol::hello::AckStatus;
 use crate::protocol::job::{Audio, Heard, Outcome};
 use crate::protocol::node::{Command, JobResult, encode_job_assign};
 use crate::protocol::session::NetworkTimings;
+use crate::protocol::trace::TraceParent;
 use crate::protocol::{ErrorCode, JobId};
 use crate::session::{Answer, ForOthers, News, RoomInput, unheard};
 use crate::store::{Committed, Done, Refused, Why, Write};
@@ -68,7 +69,7 @@ fn accept(shared: &Shared, job: &Arc<Job>, audio: &Audio, now: Now) {
         audio_bytes: 0,
         chunks: job.chunks,
     };
-    let expires_unix_ms = now.unix_ms + shared.config.job.idempotency_ms;
+    let expires_unix_ms = now.unix_ms + shared.settings.with(|v| v.config.job.idempotency_ms);
     let (key, digest) = job.key();
     let idempotency = Some(IdemRow { key, job: job.id, digest, expires_unix_ms });
     let audio = audio.clone();
@@ -112,13 +113,23 @@ fn assign(
     job.carry(attempt, link.generation);
     debug!(job = %job.id, session = %job.spec.session, trace_id = %job.spec.trace_id, attempt,
         node = node.0, "job placed");
-    let text = encode_job_assign(job.id, attempt, &job.spec, &audio);
+    let traceparent = link.traces.load(SeqCst).then(|| trace_of(shared, &job)).flatten();
+    let text = encode_job_assign(job.id, attempt, &job.spec, &audio, traceparent);
     let frame = Frame { text, tag: Some((Arc::clone(&job), attempt)) };
     if let Err(refused) = link.outbox.push(frame) {
         // Closed because a newer connection took its place, it is no sign that the node is gone.
         let replaced = shared.links.pin().get(&node).is_some_and(|l| !Arc::ptr_eq(l, &link));
         let gone = refused.why == Refusal::Closed && !replaced;
         shared.scheduler.not_sent(&job, attempt, gone, now, more);
+    }
+}
+
+/// Where in a trace the node's part of a job stands: under the job's own span if spans are made
+/// here, else straight under the client's.
+fn trace_of(shared: &Shared, job: &Job) -> Option<TraceParent> {
+    match &shared.traces {
+        Some(traces) => Some(traces.context(job)),
+        None => job.spec.traced.0,
     }
 }
 
@@ -177,6 +188,9 @@ fn settled(shared: &Arc<Shared>, job: &Arc<Job>, result: Option<Box<JobResult>>,
         code = ended.code_text(), attempts = ended.attempts,
         node = ended.node.as_ref().map(|n| &*n.0), "job settled"
     );
+    if let Some(traces) = &shared.traces {
+        traces.ended(job, &shared.metrics);
+    }
     let session = shared.sessions.pin().get(&job.spec.session).map(Arc::clone);
     let network = network_timings(job, result.as_deref(), now);
     let answer = answer(ended, result);

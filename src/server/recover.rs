@@ -25,19 +25,24 @@ use crate::telemetry::Now;
 /// How long a key that was taken back is remembered at least: the clock may have been moved.
 const KEY_MS_MIN: u64 = 60_000;
 
-/// The pool configuration to begin with and its version: the stored one if an operator changed it
-/// while the server ran, else the file's.
-pub(super) fn pools(config: &Config, stored: Option<&PoolConfigRow>) -> (Vec<Pool>, u64) {
-    let Some(row) = stored else { return (config.pools.clone(), 1) };
-    let parsed = serde_json::from_str::<Vec<Pool>>(&row.text).map_err(|e| e.to_string());
-    match parsed.and_then(|pools| check_pools(pools).map_err(|f| f.to_string())) {
-        Ok(pools) => {
+/// The pool configuration to begin with, its version, and whether it is an operator's: the stored
+/// one if an operator changed it while the server ran, else the file's. A stored `null` says that
+/// the file's was returned to.
+pub(super) fn pools(config: &Config, stored: Option<&PoolConfigRow>) -> (Vec<Pool>, u64, bool) {
+    let Some(row) = stored else { return (config.pools.clone(), 1, false) };
+    let parsed = serde_json::from_str::<Option<Vec<Pool>>>(&row.text).map_err(|e| e.to_string());
+    let checked = parsed.and_then(|pools| {
+        pools.map(|pools| check_pools(pools).map_err(|f| f.to_string())).transpose()
+    });
+    match checked {
+        Ok(Some(pools)) => {
             info!(version = row.version, "pool configuration taken from the store");
-            (pools, row.version)
+            (pools, row.version, true)
         }
+        Ok(None) => (config.pools.clone(), row.version + 1, false),
         Err(fault) => {
             warn!(%fault, "the stored pool configuration is void; the file's is used");
-            (config.pools.clone(), row.version + 1)
+            (config.pools.clone(), row.version + 1, false)
         }
     }
 }

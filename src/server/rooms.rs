@@ -48,7 +48,8 @@ impl RoomsTask {
         let is_there = |id: SessionId| {
             shared.sessions.pin().get(&id).is_some_and(|session| session.profile.resume)
         };
-        let (config, now_ms) = (shared.config.room.clone(), shared.now().unix_ms);
+        let config = shared.settings.part(|version| &version.config.room);
+        let now_ms = shared.now().unix_ms;
         let rooms = Rooms::restored(config, rows, is_there, now_ms, &mut effects);
         let mut task = Self { shared, rooms, inbox, unkept: BTreeMap::new() };
         task.perform(effects);

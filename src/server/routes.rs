@@ -12,15 +12,16 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::json;
-use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::credentials::Admitted;
+use super::log_level;
 use super::node::NodeTask;
 use super::paths::methods_of;
 use super::session::SessionTask;
-use super::shared::{Command, Shared};
-use crate::config::{self, Pool};
+use super::shared::Shared;
+use super::whence::{Whence, is_own_page, is_sent_by_others};
+use crate::config::{self, Version};
 use crate::node::Node;
 use crate::protocol::{NodeId, limits};
 use crate::store::StoreStats;
@@ -28,8 +29,6 @@ use crate::telemetry::Metrics;
 use crate::tenant::{CODE_MS, KeyKind};
 use crate::transport::{Body, Connection, Limits, Outbox, Rates, Service, Stream, answer, upgrade};
 
-/// Longest request body read, in bytes.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Rows in one answer.
 pub(super) const ROWS_MAX: usize = 1_000;
 
@@ -58,9 +57,11 @@ impl Routes {
         if request.method() == Method::HEAD && !request.headers().contains_key(header::UPGRADE) {
             *request.method_mut() = Method::GET;
         }
+        let settings = &self.shared.settings;
+        let whence = settings.with(|v| Whence::of(&request, peer, &v.config.transport));
         if path.starts_with("/api/v1/")
             && path != "/api/v1/session-tokens"
-            && let Err(refusal) = self.admit_operator(&request, peer)
+            && let Err(refusal) = self.admit_operator(&request, whence)
         {
             return refusal;
         }
@@ -82,26 +83,25 @@ impl Routes {
             "/asyncapi.json" => super::documents::asyncapi(),
             "/health" => answer(StatusCode::OK, "OK"),
             "/readyz" => self.readyz(),
-            "/metrics" => match self.admit_operator(&request, peer) {
-                Ok(()) => self.metrics(),
+            "/metrics" => match self.admit_operator(&request, whence) {
+                Ok(_) => self.metrics(),
                 Err(refusal) => refusal,
             },
             "/api/v1/stats" => self.stats(),
             "/api/v1/nodes" => reply(StatusCode::OK, &self.nodes()),
-            "/api/v1/pools" if request.method() == Method::GET => {
-                reply(StatusCode::OK, &self.pools())
-            }
-            "/api/v1/pools" => self.replace_pools(request).await,
             "/api/v1/rooms" => reply(StatusCode::OK, &super::rooms::listed(&self.shared, ROWS_MAX)),
             "/api/v1/sessions" => reply(StatusCode::OK, &self.sessions()),
+            "/api/v1/explain" => self.explain(request.uri().query()),
             "/api/v1/jobs" => reply(StatusCode::OK, &self.jobs()),
             "/api/v1/usage" => reply(StatusCode::OK, &self.usage()),
+            page if page.starts_with("/console") => self.console_file(page),
             other => match other.strip_prefix("/api/v1/keys") {
-                Some("") => self.keys(&[], request, peer).await,
+                Some("") => self.keys(&[], request, whence).await,
                 Some(rest) if rest.starts_with('/') => {
-                    self.keys(&[&rest[1..]], request, peer).await
+                    self.keys(&[&rest[1..]], request, whence).await
                 }
-                _ => self.about_one(other, &request, peer).await,
+                _ if changes(other) => self.change(other, request, whence).await,
+                _ => self.about_one(other, &request, whence).await,
             },
         }
     }
@@ -110,14 +110,18 @@ impl Routes {
         &self,
         path: &str,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        whence: Whence,
     ) -> Response<Body> {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (request.method(), segments.as_slice()) {
             (method, ["api", "v1", "dead-letters", rest @ ..]) => {
-                self.dead_letters(method, rest, request.uri().query(), peer).await
+                self.dead_letters(method, rest, request.uri().query(), whence).await
+            }
+            (&Method::GET, ["api", "v1", "console", what]) => {
+                self.console(what, request, whence).await
             }
             (&Method::GET, ["api", "v1", "jobs", id]) => self.job(id).await,
+            (&Method::GET, ["api", "v1", "sessions", id]) => self.session(id).await,
             (&Method::GET, ["api", "v1", "nodes", id]) => {
                 match self.shared.registry.get(&NodeId::from(*id)) {
                     Some(node) => reply(StatusCode::OK, &self.node(&node, self.shared.now())),
@@ -136,26 +140,22 @@ impl Routes {
     }
 
     fn has_gateway(&self) -> bool {
-        self.serves != Serves::Nodes && self.shared.config.gateway.enabled
+        self.serves != Serves::Nodes && self.shared.settings.with(|v| v.config.gateway.enabled)
     }
 
     fn session_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         if !self.shared.ready.load(SeqCst) {
             return self.not_now();
         }
-        let t = &self.shared.config.transport;
-        let limits = Limits {
-            message_bytes_max: t.session_message_bytes_max,
-            read_buffer_bytes: t.session_read_buffer_bytes,
-            outbox_bytes_max: t.session_outbox_bytes_max,
-            ..self.limits()
-        };
-        let pass = match self.admit(KeyKind::Session, request, peer) {
+        let (limits, frames_max) = self.shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (session_limits(t), t.session_outbox_frames_max)
+        });
+        let pass = match self.admit(KeyKind::Session, request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        let frames_max = t.session_outbox_frames_max;
         open_socket(request, peer, limits, frames_max, move |connection, outbox| {
             let admitted = Admitted::session(&shared, pass, &outbox);
             SessionTask::new(shared, peer, admitted, connection, outbox).run()
@@ -174,48 +174,19 @@ impl Routes {
     }
 
     fn node_socket(&self, request: &mut Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        let t = &self.shared.config.transport;
-        let limits = Limits {
-            message_bytes_max: t.node_message_bytes_max,
-            read_buffer_bytes: t.node_read_buffer_bytes,
-            outbox_bytes_max: t.node_outbox_bytes_max,
-            rates: Rates {
-                bytes: t.node_bytes_per_second,
-                frames: t.node_frames_per_second,
-                controls: t.node_controls_per_second,
-            },
-            ..self.limits()
-        };
-        let pass = match self.admit(KeyKind::Node, request, peer) {
+        let (limits, frames_max) = self.shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (node_limits(t), t.node_outbox_frames_max)
+        });
+        let pass = match self.admit(KeyKind::Node, request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        open_socket(request, peer, limits, t.node_outbox_frames_max, move |connection, outbox| {
+        open_socket(request, peer, limits, frames_max, move |connection, outbox| {
             let admitted = Admitted::node(&shared, pass, &outbox);
             NodeTask::new(shared, peer, admitted, connection, outbox).run()
         })
-    }
-
-    pub(super) fn limits(&self) -> Limits {
-        let t = &self.shared.config.transport;
-        Limits {
-            message_bytes_max: t.session_message_bytes_max,
-            read_buffer_bytes: t.session_read_buffer_bytes,
-            // What is told together leaves together.
-            write_buffer_bytes: 4 * 1024,
-            outbox_bytes_max: t.session_outbox_bytes_max,
-            rates: Rates {
-                bytes: t.session_bytes_per_second,
-                frames: t.session_frames_per_second,
-                controls: t.session_controls_per_second,
-            },
-            ping_interval: Duration::from_millis(t.ping_interval_ms),
-            pong_timeout: Duration::from_millis(t.pong_timeout_ms),
-            write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),
-            first_message_timeout: Duration::from_millis(t.first_message_timeout_ms),
-            close_timeout: Duration::from_millis(t.write_progress_timeout_ms),
-        }
     }
 
     fn readyz(&self) -> Response<Body> {
@@ -264,41 +235,105 @@ impl Routes {
         reply(StatusCode::OK, &json!({"node_id": node.id, "state": node.state(), "changed": moved}))
     }
 
-    async fn replace_pools(&self, request: Request<Incoming>) -> Response<Body> {
-        let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(_) => return fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"),
-        };
-        let pools: Vec<Pool> = match serde_json::from_slice(&body) {
-            Ok(pools) => pools,
-            Err(error) => return fault(StatusCode::BAD_REQUEST, &error.to_string()),
-        };
-        let (asked, answered) = oneshot::channel();
-        let command = Command::ReplacePools(pools, asked);
-        if self.shared.control.commands.try_send(command).is_err() {
-            return fault(StatusCode::SERVICE_UNAVAILABLE, "too many changes at once");
+    /// What an operator changes while the server runs.
+    async fn change(
+        &self,
+        path: &str,
+        request: Request<Incoming>,
+        whence: Whence,
+    ) -> Response<Body> {
+        let segments: Vec<&str> = path.trim_start_matches('/').split('/').skip(2).collect();
+        match (request.method(), segments.as_slice()) {
+            (&Method::GET, ["config"]) => self.settings(whence),
+            (&Method::POST, ["config", "reload"]) => self.reload_settings().await,
+            (&Method::POST, ["drain"]) => self.drain(),
+            (&Method::POST, ["backup"]) => self.backup(whence).await,
+            (&Method::GET, ["log-level"]) => log_level::page(),
+            (&Method::PUT, ["log-level"]) => log_level::set(request).await,
+            (_, ["pools", rest @ ..]) if rest.len() < 2 => {
+                let name = rest.first().map(|name| (*name).to_owned());
+                self.change_pools(name, request).await
+            }
+            _ => fault(StatusCode::NOT_FOUND, "no such page"),
         }
-        match answered.await {
-            Ok(Ok(version)) => reply(StatusCode::OK, &json!({"version": version})),
-            Ok(Err(faults)) => fault(StatusCode::UNPROCESSABLE_ENTITY, &faults.to_string()),
-            Err(_) => fault(StatusCode::SERVICE_UNAVAILABLE, "going down"),
-        }
+    }
+}
+
+/// Whether a path is one of those by which an operator changes the server.
+fn changes(path: &str) -> bool {
+    let first = path.strip_prefix("/api/v1/").and_then(|rest| rest.split('/').next());
+    first.is_some_and(|name| ["config", "drain", "backup", "log-level", "pools"].contains(&name))
+}
+
+/// Of a session's connection.
+pub(super) fn session_limits(t: &config::Transport) -> Limits {
+    Limits {
+        message_bytes_max: t.session_message_bytes_max,
+        read_buffer_bytes: t.session_read_buffer_bytes,
+        // What is told together leaves together.
+        write_buffer_bytes: 4 * 1024,
+        outbox_bytes_max: t.session_outbox_bytes_max,
+        rates: Rates {
+            bytes: t.session_bytes_per_second,
+            frames: t.session_frames_per_second,
+            controls: t.session_controls_per_second,
+        },
+        ping_interval: Duration::from_millis(t.ping_interval_ms),
+        pong_timeout: Duration::from_millis(t.pong_timeout_ms),
+        write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),
+        first_message_timeout: Duration::from_millis(t.first_message_timeout_ms),
+        close_timeout: Duration::from_millis(t.write_progress_timeout_ms),
+    }
+}
+
+/// Of a node's connection.
+fn node_limits(t: &config::Transport) -> Limits {
+    Limits {
+        message_bytes_max: t.node_message_bytes_max,
+        read_buffer_bytes: t.node_read_buffer_bytes,
+        outbox_bytes_max: t.node_outbox_bytes_max,
+        rates: Rates {
+            bytes: t.node_bytes_per_second,
+            frames: t.node_frames_per_second,
+            controls: t.node_controls_per_second,
+        },
+        ..session_limits(t)
+    }
+}
+
+/// The body of a request.
+pub(super) async fn body_within(
+    request: Request<Incoming>,
+    bytes_max: usize,
+) -> Result<Bytes, Response<Body>> {
+    match Limited::new(request.into_body(), bytes_max).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(_) => Err(fault(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long")),
     }
 }
 
 impl Service for Routes {
     async fn call(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        if let Some(origin) = strange_origin(&request, &self.shared.config.transport) {
+        let strange =
+            |version: &Version| strange_origin(&request, &version.config.transport).is_some();
+        if self.shared.settings.with(strange) {
+            let origin = request.headers().get(header::ORIGIN);
             debug!(%peer, ?origin, "an origin that is not allowed");
             self.shared.metrics.origins_refused.inc();
             return fault(StatusCode::FORBIDDEN, "this origin is not allowed");
+        }
+        let others = |version: &Version| is_sent_by_others(&request, &version.config.transport);
+        if self.shared.settings.with(others) {
+            debug!(%peer, "a page of somebody else asks for something");
+            self.shared.metrics.origins_refused.inc();
+            return fault(StatusCode::FORBIDDEN, "not from pages of other sites");
         }
         self.route(request, peer).await
     }
 }
 
 /// The origin that a request names and that is not allowed. Who names none is no browser, or its
-/// page comes from here.
+/// page comes from here; so does one whose origin is an address of this host.
 fn strange_origin<'a, B>(
     request: &'a Request<B>,
     config: &config::Transport,
@@ -308,7 +343,7 @@ fn strange_origin<'a, B>(
         allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
     };
     let mut named = request.headers().get_all(header::ORIGIN).iter();
-    named.find(|origin| !allowed.is_empty() && !known(origin))
+    named.find(|origin| !allowed.is_empty() && !known(origin) && !is_own_page(request, origin))
 }
 
 /// Agrees to a WebSocket and gives it to a task of its own, or answers why not.
@@ -371,14 +406,15 @@ pub(super) fn store_gauges(metrics: &Metrics, stats: &StoreStats) {
     for (lane, queued) in lanes {
         metrics.store_queued.with_label_values(&[lane]).set(queued as i64);
     }
-    metrics.store_last_commit_us.set(stats.last_commit_us as i64);
-    metrics.store_commits.set(stats.commits as i64);
-    metrics.store_bad_rows.set(stats.bad_rows as i64);
+    metrics.store_last_commit_seconds.set(stats.last_commit_us as f64 / 1e6);
+    Metrics::bring(&metrics.store_commits, stats.commits);
+    Metrics::bring(&metrics.store_bad_rows, stats.bad_rows);
     metrics.store_dead_letters.set(stats.dead_letters as i64);
-    metrics.store_dead_letters_expired.set(stats.dead_letters_expired as i64);
+    Metrics::bring(&metrics.store_dead_letters_expired, stats.dead_letters_expired);
     metrics.store_pressure.set(stats.pressure as i64);
     metrics.store_health.set(stats.health as i64);
     metrics.store_free_bytes.set(i64::try_from(stats.free_bytes).unwrap_or(i64::MAX));
-    metrics.store_syncs.set(stats.io.syncs as i64);
-    metrics.store_sync_us.set(stats.io.sync_us as i64);
+    Metrics::bring(&metrics.store_syncs, stats.io.syncs);
+    let spent = stats.io.sync_us as f64 / 1e6 - metrics.store_sync_seconds.get();
+    metrics.store_sync_seconds.inc_by(spent.max(0.0));
 }

@@ -115,7 +115,7 @@ impl SessionTask {
             let tick = self.open.as_ref().and_then(|open| open.session.next_tick());
             let tick = tick.into_iter().chain(unread).min();
             let handle = self.open.as_ref().map(|open| Arc::clone(&open.handle));
-            let jobs_max = shared.config.session.jobs_max;
+            let jobs_max = shared.settings.with(|v| v.config.session.jobs_max);
             let behind = self.open.as_ref().is_some_and(|o| o.session.undurable() >= jobs_max);
             if let Some(line) = &mut self.line {
                 line.connection.pause_reading(behind || unread.is_some());
@@ -588,6 +588,9 @@ impl SessionTask {
                         && let Some(job) = self.shared.scheduler.job(*job)
                     {
                         job.stamps.mark(Stage::Durable, self.shared.now().us);
+                        if let Some(us) = job.stamps.between(Stage::Settled, Stage::Durable) {
+                            self.shared.metrics.journal_seconds.observe(us as f64 / 1e6);
+                        }
                     }
                     self.input(Input::News(news)).await;
                 }
@@ -656,13 +659,16 @@ impl Open {
         now: Now,
         slot: SessionSlot,
     ) -> Self {
-        let config = &shared.config;
-        let jobs_max = (config.session.jobs_max, config.room.languages_max);
+        let (own, jobs_max, tells_at_once) = shared.settings.with(|version| {
+            let config = &version.config;
+            let own = (config.session.clone(), config.segmenter.clone());
+            let jobs_max = (config.session.jobs_max, config.room.languages_max);
+            (own, jobs_max, shared.tells_at_once(&config.session))
+        });
         let handle = Arc::new(SessionHandle::new(id, profile.clone(), now.unix_ms, key, jobs_max));
         shared.sessions.pin().insert(id, Arc::clone(&handle));
-        let own = (config.session.clone(), config.segmenter.clone());
         Self {
-            session: Session::new(id, profile, epoch, shared.tells_at_once(), own),
+            session: Session::new(id, profile, epoch, tells_at_once, own),
             handle,
             speaker: shared.scheduler.speaker(id, Arc::clone(&slot.account)),
             lanes: BTreeMap::new(),

@@ -15,8 +15,12 @@ use tokio::time::Instant;
 
 use super::awaited::Awaited;
 use super::clock::Clock;
+use super::console::Console;
 use super::credentials::{Admitted, Changed, KeyChange, Watch};
-use crate::config::{Config, Faults, Pool};
+use super::pools::{PoolEdit, PoolsChanged};
+use super::reload::Reloads;
+use super::traces::Traces;
+use crate::config::{self, Change, Settings};
 use crate::job::{Deadline, Job, Scheduler};
 use crate::node::pool::Pools;
 use crate::node::{NodeIndex, Registry};
@@ -34,7 +38,10 @@ const COMMANDS_MAX: usize = 16;
 
 /// Everything shared, made once at start.
 pub(super) struct Shared {
-    pub(super) config: Config,
+    /// The settings in force.
+    pub(super) settings: Arc<Settings>,
+    /// Where to read them again, and whose turn it is to do so.
+    pub(super) reloads: Reloads,
     pub(super) clock: Arc<Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) registry: Arc<Registry>,
@@ -47,8 +54,12 @@ pub(super) struct Shared {
     /// Where the clients of sessions are, if they are connected.
     pub(super) peers: HashMap<SessionId, SocketAddr, RandomState>,
     pub(super) links: HashMap<NodeIndex, Arc<Link>, RandomState>,
+    /// Where ended jobs go to be told of as traces, if there is a collector.
+    pub(super) traces: Option<Traces>,
     /// Certificates of the listeners.
     pub(super) tls: Arc<Tls>,
+    /// Who looks at the console.
+    pub(super) console: Console,
     /// Nodes of an earlier run that may still come.
     pub(super) awaited: Awaited,
     pub(super) control: Control,
@@ -71,6 +82,10 @@ pub(super) struct Shared {
     pub(super) ready: AtomicBool,
     /// Set when the server begins to go down: when connections are closed at the latest.
     pub(super) drain: watch::Sender<Option<Instant>>,
+    /// Becomes true when an operator asks for the stop.
+    pub(super) stop_asked: watch::Sender<bool>,
+    /// A copy of the database is being made.
+    pub(super) backing_up: AtomicBool,
     /// Becomes true when connections are to close.
     pub(super) closing: watch::Sender<bool>,
     pub(super) started_unix_ms: u64,
@@ -88,8 +103,8 @@ impl Shared {
     }
 
     /// Whether a result may be told before it is on disk.
-    pub(super) fn tells_at_once(&self) -> bool {
-        self.store.is_none() || self.config.session.delivery == crate::config::Delivery::Fast
+    pub(super) fn tells_at_once(&self, config: &config::Session) -> bool {
+        self.store.is_none() || config.delivery == config::Delivery::Fast
     }
 }
 
@@ -156,6 +171,8 @@ pub(super) struct Link {
     pub(super) peer: SocketAddr,
     /// Whether the node wants to be told what becomes of its results.
     pub(super) acks: AtomicBool,
+    /// Whether the node wants to know where in a trace its jobs stand.
+    pub(super) traces: AtomicBool,
 }
 
 /// Mail for a session's task.
@@ -374,8 +391,10 @@ impl Control {
 
 /// What an operator asks of the control task.
 pub(super) enum Command {
-    /// Replace the pool configuration whole; answered with the version published.
-    ReplacePools(Vec<Pool>, oneshot::Sender<Result<u64, Faults>>),
+    /// Change the pool configuration.
+    Pools(Box<PoolEdit>, oneshot::Sender<PoolsChanged>),
+    /// Put other settings in force; answered with their version.
+    Settings(Box<Change>, oneshot::Sender<u64>),
     /// Make or revoke a key; answered with what it is then.
     Key(KeyChange, oneshot::Sender<Changed>),
 }
@@ -391,7 +410,7 @@ impl SessionSlot {
     pub(super) fn take(shared: &Arc<Shared>, tenant: Option<&str>) -> Result<Self, Denied> {
         let account = shared.scheduler.accounts().of(tenant);
         account.open_session()?;
-        let max = shared.config.session.sessions_max;
+        let max = shared.settings.with(|version| version.config.session.sessions_max);
         let room = |n: usize| (n < max).then_some(n + 1);
         if shared.sessions_open.fetch_update(SeqCst, SeqCst, room).is_err() {
             account.close_session();

@@ -35,8 +35,6 @@ use crate::telemetry::Now;
 use answers::{Aside, Pending, Told};
 use audience::{Lane, Word};
 use group::Groups;
-use segmenter::{Out, Segmenter};
-use sequencer::{Release, Sequencer};
 use stream::Stream;
 
 /// Largest utterance index a client may choose: beyond it JSON numbers lose their last digit.
@@ -55,6 +53,11 @@ pub use delivery::{Acked, Delivery, Proof, Replay, Resumed};
 pub use drain::{GoAway, Refusal};
 pub use profile::Profile;
 pub use room::{RoomEffect, RoomInput, RoomView, Rooms, Whereabouts};
+#[doc(hidden)] // for fuzz/, which holds them beside naive twins
+pub use {
+    segmenter::{Out, Piece, Segmenter},
+    sequencer::{Release, Sequencer},
+};
 
 /// What reaches a session.
 #[derive(Debug)]

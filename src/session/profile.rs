@@ -3,6 +3,7 @@
 use crate::protocol::audio::Format;
 use crate::protocol::job::{FeatureFlags, Pipeline};
 use crate::protocol::session::Init;
+use crate::protocol::trace::TraceParent;
 use crate::protocol::{DecodeError, Lang, NodeId, limits};
 
 /// What the client said about itself.
@@ -20,6 +21,8 @@ pub struct Profile {
     pub tgt: Lang,
     /// Trace of the whole session.
     pub trace_id: String,
+    /// Where in its client's trace it stands.
+    pub(super) traceparent: Option<TraceParent>,
     pub(super) dialect: Option<String>,
     pub(super) features: Option<FeatureFlags>,
     pub(super) mode: Option<String>,
@@ -67,6 +70,7 @@ impl Profile {
             src: init.src_lang,
             tgt: init.tgt_lang,
             trace_id: init.trace_id.filter(|t| !t.is_empty()).unwrap_or(fresh_trace),
+            traceparent: init.traceparent,
             dialect: init.dialect,
             features: init.features,
             mode: init.mode,

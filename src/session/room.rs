@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
-use crate::config;
+use crate::config::{self, Live};
 use crate::protocol::room::{EXPIRED, Participant, RoomEvent, RoomFault, RoomRequest, Seat};
 use crate::protocol::{Lang, RoomCode, SessionId};
 use crate::store::{MemberRow, RoomRow};
@@ -141,7 +141,7 @@ struct Room {
 
 /// All rooms.
 pub struct Rooms {
-    config: config::Room,
+    config: Live<config::Room>,
     rooms: BTreeMap<RoomCode, Room>,
     /// Where each session is: a session is in one room at most.
     of: BTreeMap<SessionId, RoomCode>,
@@ -153,14 +153,18 @@ impl Rooms {
     /// With what an earlier life of the server had. Who can not come back is not there any more;
     /// a room stays although nobody is in it, for those who join it again.
     pub fn restored(
-        config: config::Room,
+        config: impl Into<Live<config::Room>>,
         rows: Vec<RoomRow>,
         is_there: impl Fn(SessionId) -> bool,
         now_ms: u64,
         effects: &mut Vec<RoomEffect>,
     ) -> Self {
-        let mut rooms =
-            Self { config, rooms: BTreeMap::new(), of: BTreeMap::new(), wrong: BTreeMap::new() };
+        let mut rooms = Self {
+            config: config.into(),
+            rooms: BTreeMap::new(),
+            of: BTreeMap::new(),
+            wrong: BTreeMap::new(),
+        };
         for mut row in rows {
             row.members.retain(|member| is_there(member.session));
             for member in &row.members {
@@ -190,7 +194,8 @@ impl Rooms {
             RoomInput::Said(said) => {
                 if let Some(room) = self.rooms.get_mut(&said.room) {
                     room.history.push_back(*said);
-                    while room.history.len() > self.config.history_max {
+                    let history_max = self.config.with(|room| room.history_max);
+                    while room.history.len() > history_max {
                         room.history.pop_front();
                     }
                 }
@@ -293,11 +298,13 @@ impl Rooms {
         lang: Lang,
     ) -> Result<(), RoomFault> {
         let mut langs: Vec<Lang> = others.map(|member| member.lang).collect();
-        let full = langs.len() >= self.config.members_max;
+        let (members_max, languages_max) =
+            self.config.with(|room| (room.members_max, room.languages_max));
+        let full = langs.len() >= members_max;
         langs.push(lang);
         langs.sort_unstable();
         langs.dedup();
-        if full || langs.len() > self.config.languages_max {
+        if full || langs.len() > languages_max {
             return Err(RoomFault::RoomFull);
         }
         Ok(())
@@ -311,7 +318,7 @@ impl Rooms {
         now_ms: u64,
         effects: &mut Vec<RoomEffect>,
     ) -> Result<(), RoomFault> {
-        if self.rooms.len() >= self.config.rooms_max {
+        if self.rooms.len() >= self.config.with(|room| room.rooms_max) {
             return Err(RoomFault::Overloaded);
         }
         let code = self.free_code().ok_or(RoomFault::Overloaded)?;
@@ -408,6 +415,7 @@ impl Rooms {
     }
 
     fn tick(&mut self, now_ms: u64, effects: &mut Vec<RoomEffect>) {
+        let (expire_ms, empty_after_ms) = self.config.with(|room| (room.expire_ms, room.empty_ms));
         let mut over = Vec::new();
         for (code, room) in &mut self.rooms {
             let spoken = room.spoken_unix_ms.load(SeqCst);
@@ -417,8 +425,7 @@ impl Rooms {
             }
             let quiet_ms = now_ms.saturating_sub(room.row.active_unix_ms);
             let empty_ms = room.empty_since_ms.map(|since| now_ms.saturating_sub(since));
-            if quiet_ms >= self.config.expire_ms
-                || empty_ms.is_some_and(|empty_ms| empty_ms >= self.config.empty_ms)
+            if quiet_ms >= expire_ms || empty_ms.is_some_and(|empty_ms| empty_ms >= empty_after_ms)
             {
                 over.push(*code);
             }

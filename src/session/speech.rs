@@ -4,6 +4,7 @@ use crate::protocol::ErrorCode;
 use crate::protocol::audio;
 use crate::protocol::job::{Audio, Cut, JobSpec};
 use crate::protocol::session::{AudioChunk, Event, UiEvent, Utterance};
+use crate::protocol::trace::Traced;
 use crate::protocol::{JobId, TurnId};
 use crate::telemetry::Now;
 
@@ -136,6 +137,7 @@ impl Session {
             sample_rate: p.sample_rate,
             audio_ms: 0,
             trace_id: p.trace_id.as_str().into(),
+            traced: Traced(p.traceparent),
             padding_ms: None,
             cut: Cut::Whole,
             streaming_asr: p.streaming_asr,
@@ -192,6 +194,7 @@ impl Session {
             sample_rate: head.sample_rate,
             audio_ms,
             trace_id: head.trace_id.map_or(own.trace_id, |t| t.as_str().into()),
+            traced: Traced(head.traceparent.or(own.traced.0)),
             cut: if head.manual_cut { Cut::Manual } else { Cut::Whole },
             ..own
         };

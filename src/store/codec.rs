@@ -23,8 +23,19 @@ const AUDIO_KIND: u8 = 0x41;
 const AUDIO_VERSION: u8 = 1;
 const _: () = assert!(PAYLOAD_BYTES_MAX < u32::MAX as usize);
 
-type Config = Configuration<LittleEndian, Varint, Limit<PAYLOAD_BYTES_MAX>>;
-const CONFIG: Config = bincode::config::standard().with_limit::<PAYLOAD_BYTES_MAX>();
+/// Payloads up to this length are short, and what one asks for on being decoded is held to less.
+const SHORT_BYTES: usize = 1_024;
+/// The most memory a short payload may ask for, in bytes: no row is that much longer in memory.
+const SHORT_ASKS_MAX: usize = 64 * SHORT_BYTES;
+/// The same for those up to 64 KiB, as nearly all are.
+const MEDIUM_BYTES: usize = 64 * 1_024;
+const MEDIUM_ASKS_MAX: usize = 64 * MEDIUM_BYTES;
+
+type Config<const ASKS_MAX: usize> = Configuration<LittleEndian, Varint, Limit<ASKS_MAX>>;
+
+const fn config<const ASKS_MAX: usize>() -> Config<ASKS_MAX> {
+    bincode::config::standard().with_limit::<ASKS_MAX>()
+}
 
 /// A row that can be stored.
 ///
@@ -84,7 +95,7 @@ pub enum CodecError {
 /// The stored form of a row.
 pub fn encode<T: Record>(row: &T) -> Vec<u8> {
     seal(T::KIND, T::VERSION, 256, |out| {
-        let written = bincode::encode_into_std_write(row, out, CONFIG);
+        let written = bincode::encode_into_std_write(row, out, config::<PAYLOAD_BYTES_MAX>());
         assert!(written.is_ok(), "a row is plain data and a Vec takes all of it");
     })
 }
@@ -92,12 +103,22 @@ pub fn encode<T: Record>(row: &T) -> Vec<u8> {
 /// The row in a stored value, or why there is none.
 pub fn decode<T: Record>(bytes: &[u8]) -> Result<T, CodecError> {
     let payload = unseal(bytes, T::KIND, T::VERSION)?;
-    let (row, used) = bincode::decode_from_slice::<T, Config>(payload, CONFIG)
-        .map_err(|_| CodecError::Payload(T::KIND))?;
+    let (row, used) = match payload.len() {
+        len if len <= SHORT_BYTES => asking::<T, SHORT_ASKS_MAX>(payload),
+        len if len <= MEDIUM_BYTES => asking::<T, MEDIUM_ASKS_MAX>(payload),
+        _ => asking::<T, PAYLOAD_BYTES_MAX>(payload),
+    }?;
     match payload.len() - used {
         0 => Ok(row),
         left => Err(CodecError::Trailing(left)),
     }
+}
+
+/// Decodes a payload that may ask for so much memory: a length in it is believed that far, though
+/// nothing follows.
+fn asking<T: Record, const ASKS_MAX: usize>(payload: &[u8]) -> Result<(T, usize), CodecError> {
+    bincode::decode_from_slice::<T, Config<ASKS_MAX>>(payload, config())
+        .map_err(|_| CodecError::Payload(T::KIND))
 }
 
 /// Audio in its stored form, with what the job's row is to say of it.

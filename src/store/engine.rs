@@ -319,6 +319,16 @@ impl Reader {
         inspect::row(&self.db()?.begin_read()?, tables::TERMINALS, "terminals", id.0)
     }
 
+    /// How the jobs ended that were made before that one, the latest first, at most `limit`; those
+    /// that cannot be read are left out.
+    pub fn terminals(
+        &self,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Vec<TerminalRow>, StoreError> {
+        inspect::terminals(&self.db()?.begin_read()?, before, limit)
+    }
+
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
     /// A number that is missing was in quarantine.
     pub fn outbox(
@@ -362,6 +372,11 @@ impl Reader {
             std::thread::sleep(step);
             waited += step;
         }
+    }
+
+    /// Whether the database is still this one, and nobody waits for it to be let go.
+    pub(super) fn is_of(&self, db: &Arc<Database>) -> bool {
+        matches!(&**self.state.load(), Reading::Of(now) if Arc::ptr_eq(now, db))
     }
 
     /// Lets the database go.

@@ -79,6 +79,18 @@ pub enum StoreError {
         /// The database.
         file: PathBuf,
     },
+    /// A copy beside it would fill the disk.
+    #[error("there is too little room on the disk of {} for a copy beside it", file.display())]
+    NoRoom {
+        /// The database.
+        file: PathBuf,
+    },
+    /// A copy was not made to its end.
+    #[error("{} was closed or opened again while it was copied", file.display())]
+    Interrupted {
+        /// The database.
+        file: PathBuf,
+    },
     /// The store has been shut down.
     #[error("the store has been shut down")]
     Stopped,

@@ -9,6 +9,7 @@ use redb::{Builder, Key, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 
 use super::StoreError;
+use super::backup::{self, Copied};
 use super::codec::{self, CodecError, Record};
 use super::medium::FILE;
 use super::record::*;
@@ -127,6 +128,28 @@ pub(super) fn dead_letters(
     Ok(rows)
 }
 
+/// How the jobs ended that were made before that one (before now, if none is named), the latest
+/// first. Those that cannot be read are left out.
+pub(super) fn terminals(
+    txn: &ReadTransaction,
+    before: Option<JobId>,
+    limit: usize,
+) -> Result<Vec<TerminalRow>, StoreError> {
+    let mut rows = Vec::new();
+    let table = txn.open_table(tables::TERMINALS)?;
+    for entry in table.range(..before.map_or(u128::MAX, |id| id.0))?.rev() {
+        if rows.len() == limit {
+            break;
+        }
+        let (key, value) = entry?;
+        match believed::<u128, _>(&key.value(), value.value()) {
+            Ok(row) => rows.push(row),
+            Err(error) => tracing::warn!(table = "terminals", %error, "left out a row"),
+        }
+    }
+    Ok(rows)
+}
+
 /// A dead letter with its audio.
 pub(super) fn dead_letter(
     txn: &ReadTransaction,
@@ -162,10 +185,10 @@ pub struct ReadOnly {
     file: PathBuf,
 }
 
-/// Opens the database of a directory for looking. One that a server has open is
-/// [`StoreError::Locked`].
-pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
-    let file = dir.join(FILE);
+/// Opens the database of a directory, or a copy of one by its own name, for looking. One that a
+/// server has open is [`StoreError::Locked`].
+pub fn open_read_only(place: &Path) -> Result<ReadOnly, StoreError> {
+    let file = if place.is_file() { place.to_owned() } else { place.join(FILE) };
     if !file.exists() {
         return Err(StoreError::Absent { file });
     }
@@ -178,6 +201,11 @@ pub fn open_read_only(dir: &Path) -> Result<ReadOnly, StoreError> {
 }
 
 impl ReadOnly {
+    /// Copies it into an empty file, which is not synced.
+    pub fn backup(&self, file: std::fs::File) -> Result<Copied, StoreError> {
+        backup::copy(&self.db.begin_read()?, file, &self.file, &|| Ok(()))
+    }
+
     /// A job by its id.
     pub fn job(&self, id: JobId) -> Result<Option<JobView>, StoreError> {
         let txn = self.db.begin_read()?;

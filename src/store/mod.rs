@@ -15,6 +15,7 @@
 //!        ─► housekeeping ─┘
 //! ```
 
+mod backup;
 pub mod codec;
 mod disk;
 mod engine;
@@ -39,6 +40,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
+pub use backup::Copied;
 pub use codec::{CodecError, PAYLOAD_BYTES_MAX};
 pub use disk::{DiskOps, SimDisk};
 pub use engine::{Engine, Reader};
@@ -481,6 +483,16 @@ impl Store {
         self.handle.reader.terminal(id)
     }
 
+    /// How the jobs ended that were made before that one (before now, if none is named), the latest
+    /// first, at most `limit`; those that cannot be read are left out. Reads the disk.
+    pub fn terminals(
+        &self,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Vec<TerminalRow>, StoreError> {
+        self.handle.reader.terminals(before, limit)
+    }
+
     /// The frames owed to a session with numbers above `after_seq`, in order, at most `limit`.
     /// A number that is missing was in quarantine or too old. Reads the disk.
     pub fn outbox(
@@ -508,6 +520,25 @@ impl Store {
         id: u64,
     ) -> Result<Option<(DeadLetterRow, Option<Bytes>)>, StoreError> {
         self.handle.reader.dead_letter(id)
+    }
+
+    /// Copies the database, as it is at one commit, into an empty file, which is not synced. Blocks
+    /// for as long as reading every row takes twice; writes go on meanwhile. Given up when the disk
+    /// fills up, and when the database is closed or opened again.
+    pub fn backup(&self, file: std::fs::File) -> Result<Copied, StoreError> {
+        let (reader, name) = (&self.handle.reader, &self.handle.file);
+        let db = reader.db()?;
+        let may_go_on = || match self.pressure() {
+            Pressure::None if reader.is_of(&db) => Ok(()),
+            Pressure::None => Err(StoreError::Interrupted { file: name.clone() }),
+            _ => Err(StoreError::NoRoom { file: name.clone() }),
+        };
+        backup::copy(&redb::ReadableDatabase::begin_read(&*db)?, file, name, &may_go_on)
+    }
+
+    /// The directory of the database.
+    pub fn dir(&self) -> PathBuf {
+        self.handle.file.parent().unwrap_or(&self.handle.file).to_owned()
     }
 
     /// What the store is doing.

@@ -343,6 +343,7 @@ pub(super) mod samples {
             streaming_asr: false,
             partial_interval_ms: 0,
             client_sent_ms: None,
+            traced: Default::default(),
             paired: None,
             audience: None,
         };
@@ -382,6 +383,7 @@ pub(super) mod samples {
             streaming_asr: true,
             partial_interval_ms: 1_000,
             client_sent_ms: Some(-1),
+            traced: Default::default(),
             paired: Some(NodeId::from("node-1")),
             audience: Some(Box::new(Audience {
                 room: RoomCode(123_456),

@@ -5,6 +5,8 @@
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -49,6 +51,11 @@ pub fn init(log: &config::Log) -> Result<Handle, LogError> {
     Ok(handle.clone())
 }
 
+/// The log of this process, if it was set up here.
+pub fn running() -> Option<Handle> {
+    RUNNING.get().cloned()
+}
+
 impl Handle {
     /// Whether the log of this process is the one set up here.
     pub fn is_ours(&self) -> bool {
@@ -69,15 +76,19 @@ impl Handle {
     }
 }
 
-/// These write what passes through them into the log, which may be what somebody said.
-const INDISCREET: &str = "tungstenite=warn,tokio_tungstenite=warn,hyper=warn";
+/// These write what passes through them into the log, which may be what somebody said or a
+/// credential. Whatever the filter asks for, of theirs only warnings are written.
+const INDISCREET: [&str; 7] =
+    ["tungstenite", "tokio_tungstenite", "hyper", "hyper_util", "rustls", "tokio_rustls", "toml"];
+
+/// Whether an event may be written at all.
+fn discreet(event: &Metadata<'_>) -> bool {
+    let module = event.target().split("::").next().unwrap_or_default();
+    *event.level() <= Level::WARN || !INDISCREET.contains(&module)
+}
 
 fn parse(level: &str) -> Result<EnvFilter, LogError> {
-    // Checked by itself first, so that a fault is told in the words it was written in.
-    EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))?;
-    // Of two directives for one target the later counts.
-    EnvFilter::try_new(format!("{level},{INDISCREET}"))
-        .map_err(|error| LogError::Filter(error.to_string()))
+    EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))
 }
 
 fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
@@ -89,6 +100,7 @@ fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
         }
         config::LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let lines = lines.with_filter(filter_fn(discreet));
     let set = tracing_subscriber::registry().with(filter).with(lines).try_init();
     Handle { filter: set.is_ok().then_some(handle) }
 }

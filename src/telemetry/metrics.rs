@@ -3,13 +3,28 @@
 //! which is taken for writing only when a label value is first seen.
 
 use prometheus::{
-    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+use super::seeds::seeds;
 
 const SECONDS: [f64; 14] = [
     0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0, 5.0, 30.0,
 ];
+
+/// What a metric is called and means.
+#[derive(Debug, Clone, Copy)]
+pub struct Reference {
+    /// Its name, by which it is asked for.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// What its values are told apart by.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
 
 macro_rules! metrics {
     ($( $kind:ident $field:ident = $name:literal $([$($label:literal),+])? $help:literal; )*) => {
@@ -25,17 +40,43 @@ macro_rules! metrics {
             pub fn new() -> Self {
                 let registry = Registry::new();
                 $( let $field = metrics!(@make $kind $name [$($($label),+)?] $help);
-                   register(&registry, &$field); )*
+                   register(&registry, &$field);
+                   metrics!(@seed $kind $field $name); )*
                 Self { registry, $($field,)* }
             }
 
-            /// Names, labels and meanings, for the documentation and its test.
-            pub fn reference() -> Vec<(&'static str, &'static [&'static str], &'static str)> {
-                vec![$( ($name, &[$($($label),+)?], $help), )*]
+            /// All of them, for the documentation and its test.
+            pub fn reference() -> Vec<Reference> {
+                vec![$( Reference {
+                    name: $name,
+                    kind: metrics!(@kind $kind),
+                    labels: &[$($($label),+)?],
+                    help: $help,
+                }, )*]
             }
         }
     };
+    (@seed counters $field:ident $name:literal) => { metrics!(@seeds $field $name) };
+    (@seed gauges $field:ident $name:literal) => { metrics!(@seeds $field $name) };
+    (@seed sums $field:ident $name:literal) => { metrics!(@seeds $field $name) };
+    (@seed $kind:ident $field:ident $name:literal) => {};
+    (@seeds $field:ident $name:literal) => {
+        for values in seeds($name) {
+            // From now on it is shown, as zero.
+            drop($field.with_label_values(&values));
+        }
+    };
+    (@kind counter) => { "counter" };
+    (@kind counters) => { "counter" };
+    (@kind sum) => { "counter" };
+    (@kind sums) => { "counter" };
+    (@kind gauge) => { "gauge" };
+    (@kind gauges) => { "gauge" };
+    (@kind real) => { "gauge" };
+    (@kind histogram) => { "histogram" };
     (@type counter) => { IntCounter };
+    (@type sum) => { Counter };
+    (@type real) => { Gauge };
     (@type counters) => { IntCounterVec };
     (@type sums) => { CounterVec };
     (@type gauge) => { IntGauge };
@@ -43,6 +84,8 @@ macro_rules! metrics {
     (@type histogram) => { Histogram };
     (@make counter $name:literal [] $help:literal) => { made(IntCounter::new($name, $help)) };
     (@make gauge $name:literal [] $help:literal) => { made(IntGauge::new($name, $help)) };
+    (@make sum $name:literal [] $help:literal) => { made(Counter::new($name, $help)) };
+    (@make real $name:literal [] $help:literal) => { made(Gauge::new($name, $help)) };
     (@make counters $name:literal [$($label:literal),+] $help:literal) => {
         made(IntCounterVec::new(Opts::new($name, $help), &[$($label),+]))
     };
@@ -81,8 +124,12 @@ metrics! {
         "TLS handshakes that came to nothing: `refused`, or `late`.";
     counters tls_reloads = "utterd_tls_reloads_total" ["outcome"]
         "Times that certificates were read again: `done`, or `refused` for faults in the files.";
+    counters config_reloads = "utterd_config_reloads_total" ["outcome"]
+        "Times that the configuration was read again: `done`, or `refused` for faults in it.";
+    gauge config_version = "utterd_config_version"
+        "Version of the settings in force: 1 at the start, one more with each reading.";
     counter origins_refused = "utterd_origins_refused_total"
-        "Requests refused for the origin that their browser named.";
+        "Requests refused for the page that had a browser make them.";
     gauge sessions = "utterd_sessions"
         "Sessions open now.";
     counter sessions_opened = "utterd_sessions_opened_total"
@@ -141,6 +188,8 @@ metrics! {
         "How long a job waited for a slot before its first attempt; zero when one was free.";
     histogram node_seconds = "utterd_node_seconds"
         "From job_assign flushed to the result read.";
+    histogram journal_seconds = "utterd_journal_seconds"
+        "From the outcome of a job to the commit that holds it, as its session hears of it.";
     histogram deliver_seconds = "utterd_deliver_seconds"
         "From the result read to its frame flushed to the listener.";
     counters results_out = "utterd_results_sent_total" ["kind"]
@@ -174,15 +223,15 @@ metrics! {
         "Configured pause that ends an utterance, in milliseconds.";
     gauges store_queued = "utterd_store_queued" ["lane"]
         "Writes waiting for the store, by lane.";
-    gauge store_last_commit_us = "utterd_store_last_commit_microseconds"
-        "Length of the last commit, in microseconds.";
-    gauge store_commits = "utterd_store_commits"
+    real store_last_commit_seconds = "utterd_store_last_commit_seconds"
+        "Length of the last commit.";
+    counter store_commits = "utterd_store_commits_total"
         "Commits since the start.";
-    gauge store_bad_rows = "utterd_store_bad_rows"
+    counter store_bad_rows = "utterd_store_bad_rows_total"
         "Stored rows that failed their check since the start.";
     gauge store_dead_letters = "utterd_store_dead_letters"
         "Undelivered results and failed jobs kept for people to look at.";
-    gauge store_dead_letters_expired = "utterd_store_dead_letters_expired"
+    counter store_dead_letters_expired = "utterd_store_dead_letters_expired_total"
         "Dead letters given up since the start.";
     gauge store_pressure = "utterd_store_pressure"
         "Room on the disk: 0 enough, 1 warning, 2 no new jobs, 3 no new sessions, 4 full.";
@@ -190,13 +239,24 @@ metrics! {
         "The store's thread: 0 well, 1 late, 2 stuck, 3 lost.";
     gauge store_free_bytes = "utterd_store_free_bytes"
         "Free bytes of the disk when they were last looked at.";
-    gauge store_syncs = "utterd_store_syncs"
+    counter store_syncs = "utterd_store_syncs_total"
         "Syncs of the disk since the start.";
-    gauge store_sync_us = "utterd_store_sync_microseconds"
-        "Time spent in them, in microseconds.";
+    sum store_sync_seconds = "utterd_store_sync_seconds_total"
+        "Time spent in them.";
+    gauges build = "utterd_build_info" ["version"]
+        "Which program this is; always 1.";
+    counter traces_exported = "utterd_traces_exported_total"
+        "Traces of jobs that the collector has taken.";
+    counters traces_dropped = "utterd_traces_dropped_total" ["why"]
+        "Traces of jobs that were given up: `queue_full`, or `refused` by the collector.";
 }
 
 impl Metrics {
+    /// Brings a counter to what was counted elsewhere. Only one task does this for a counter.
+    pub fn bring(counter: &IntCounter, to: u64) {
+        counter.inc_by(to.saturating_sub(counter.get()));
+    }
+
     /// The exposition text.
     pub fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();

@@ -3,8 +3,11 @@
 mod bucket;
 pub mod log;
 mod metrics;
+mod seeds;
+mod spread;
 mod stage;
 
-pub use bucket::Bucket;
-pub use metrics::Metrics;
+pub use bucket::{Bucket, Rate};
+pub use metrics::{Metrics, Reference};
+pub use spread::Spread;
 pub use stage::{Now, Stage, Stamps};

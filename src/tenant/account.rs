@@ -1,17 +1,17 @@
 //! What one tenant may have and has.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use super::Denied;
-use super::usage::{Counted, Meter, Usage, Used};
-use crate::config;
+use super::usage::{Counted, Families, Meter, Usage, Used};
+use crate::config::{self, Live, Tenants};
 use crate::protocol::Pair;
 use crate::protocol::job::Outcome;
-use crate::telemetry::{Bucket, Metrics, Now};
+use crate::telemetry::{Bucket, Metrics, Now, Rate};
 
 /// Tenants that are not listed and have an account of their own: names prove nothing, and whoever
 /// opens sessions can make them up. Further ones share the account called [`OTHER`].
@@ -22,37 +22,67 @@ const OTHER: &str = "other";
 /// The tenant of sessions that name none.
 const UNNAMED: &str = "default";
 
-/// One tenant: what it may have, what it has, and what it used.
+/// One tenant: what it has, and what it used. What it may have is in the settings.
 #[derive(Debug)]
 pub struct Account {
     /// Its place in the order in which accounts were made; names it where a number will do.
     number: u32,
     /// What sessions call it.
     pub(super) name: Arc<str>,
-    /// Whether the configuration names it.
-    listed: bool,
-    /// Its share against other tenants where slots are scarce; at least 1.
-    weight: u32,
-    /// Most open sessions; `u32::MAX` is no limit.
-    sessions_max: u32,
-    /// Most unfinished jobs; `u32::MAX` is no limit.
-    jobs_max: u32,
+    /// What each tenant may have.
+    tenants: Arc<Live<Tenants>>,
     /// Open sessions.
     sessions: AtomicU32,
     /// Unfinished jobs.
     jobs: AtomicU32,
     /// Those of them that wait for a slot; written by `Admission`.
-    pub(super) waiting: AtomicUsize,
-    /// Messages it may send; none if without limit.
-    messages: Option<Bucket>,
-    /// Milliseconds of audio it may have translated; none if without limit.
-    audio: Option<Bucket>,
+    pub(super) queue: Queued,
+    /// Messages it may send.
+    messages: Bucket,
+    /// Milliseconds of audio it may have translated.
+    audio: Bucket,
     /// Pairs that its use is counted by.
     pub(super) pairs: AtomicU32,
     /// What it used of further ones.
     pub(super) other_pairs: Meter,
-    /// Its metrics.
-    pub(super) counted: Counted,
+    /// Its metrics, from when it is first counted while it is listed.
+    counted: OnceLock<Counted>,
+}
+
+/// Jobs that wait, and the weight with which the first of them entered, in one word: a weight that
+/// changes meanwhile must not be what is taken back in the end.
+#[derive(Debug, Default)]
+pub(super) struct Queued(AtomicU64);
+
+impl Queued {
+    const ONE: u64 = 1;
+    const COUNT: u64 = u32::MAX as u64;
+
+    /// One more waits; the weight it enters with, if it is the first.
+    pub(super) fn enter(&self, weight: u32) -> Option<u32> {
+        let fresh = u64::from(weight) << 32;
+        let step = |word: u64| {
+            Some(if word & Self::COUNT == 0 { fresh + Self::ONE } else { word + Self::ONE })
+        };
+        let before = self.0.fetch_update(SeqCst, SeqCst, step).unwrap_or(0);
+        (before & Self::COUNT == 0).then_some(weight)
+    }
+
+    /// One waits no more; the weight that leaves with it, if it was the last.
+    ///
+    /// # Panics
+    ///
+    /// If none waited.
+    pub(super) fn leave(&self) -> Option<u32> {
+        let before = self.0.fetch_sub(Self::ONE, SeqCst);
+        assert!(before & Self::COUNT > 0, "a job left the queue twice");
+        (before & Self::COUNT == 1).then_some((before >> 32) as u32)
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        (self.0.load(SeqCst) & Self::COUNT) as usize
+    }
 }
 
 /// Where a tenant stands now.
@@ -87,28 +117,43 @@ pub struct Allowance {
     pub full_in_ms: u64,
 }
 
+/// A limit of the settings; 0 is none.
+fn limit(max: Option<u32>) -> Option<u32> {
+    max.filter(|max| *max > 0)
+}
+
+fn messages_of(terms: &config::Tenant) -> Option<Rate> {
+    limit(terms.messages_per_second).map(|units| Rate::new(units.into(), 1_000))
+}
+
+fn audio_of(terms: &config::Tenant) -> Option<Rate> {
+    let minute = |seconds: u32| Rate::new(u64::from(seconds) * 1_000, 60_000);
+    limit(terms.audio_seconds_per_minute).map(minute)
+}
+
 impl Account {
-    fn new(number: u32, terms: &config::Tenant, listed: bool, counted: Counted) -> Self {
-        // Unset was filled in from the defaults; 0 is no limit.
-        let limit = |max: Option<u32>| max.filter(|max| *max > 0);
-        let second = |units: u32| Bucket::new(units.into(), 1_000);
-        let minute = |seconds: u32| Bucket::new(u64::from(seconds) * 1_000, 60_000);
+    fn new(number: u32, name: Arc<str>, tenants: Arc<Live<Tenants>>) -> Self {
         Self {
             number,
-            name: terms.name.as_str().into(),
-            listed,
-            weight: terms.weight,
-            sessions_max: limit(terms.sessions_max).unwrap_or(u32::MAX),
-            jobs_max: limit(terms.jobs_max).unwrap_or(u32::MAX),
+            name,
+            tenants,
             sessions: AtomicU32::new(0),
             jobs: AtomicU32::new(0),
-            waiting: AtomicUsize::new(0),
-            messages: limit(terms.messages_per_second).map(second),
-            audio: limit(terms.audio_seconds_per_minute).map(minute),
+            queue: Queued::default(),
+            messages: Bucket::default(),
+            audio: Bucket::default(),
             pairs: AtomicU32::new(0),
             other_pairs: Meter::default(),
-            counted,
+            counted: OnceLock::new(),
         }
+    }
+
+    /// Runs `read` on what it may have, and on whether the configuration names it.
+    pub(super) fn terms<R>(&self, read: impl FnOnce(&config::Tenant, bool) -> R) -> R {
+        self.tenants.with(|tenants| {
+            let (terms, listed) = tenants.terms(&self.name);
+            read(terms, listed)
+        })
     }
 
     /// Names it for as long as the server lives.
@@ -118,12 +163,13 @@ impl Account {
 
     /// Its share against other tenants where slots are scarce; at least 1.
     pub fn weight(&self) -> u32 {
-        self.weight
+        self.terms(|terms, _| terms.weight)
     }
 
     /// Counts one more open session, or says why not.
     pub fn open_session(&self) -> Result<(), Denied> {
-        let room = |n: u32| (n < self.sessions_max).then_some(n + 1);
+        let max = self.terms(|terms, _| limit(terms.sessions_max)).unwrap_or(u32::MAX);
+        let room = |n: u32| (n < max).then_some(n + 1);
         let opened = self.sessions.fetch_update(SeqCst, SeqCst, room);
         opened.map(drop).map_err(|_| Denied::TenantSessions)
     }
@@ -141,33 +187,39 @@ impl Account {
 
     /// Whether its messages are limited: if not there is no need to charge any.
     pub fn limits_messages(&self) -> bool {
-        self.messages.is_some()
+        self.terms(|terms, _| messages_of(terms)).is_some()
     }
 
     /// Charges a message, or says that it comes too soon.
     pub fn charge_message(&self, now: Now) -> Result<(), Denied> {
-        let Some(messages) = &self.messages else { return Ok(()) };
-        messages.take(1, now).map_err(|retry_after_ms| Denied::TenantMessages { retry_after_ms })
+        let Some(rate) = self.terms(|terms, _| messages_of(terms)) else { return Ok(()) };
+        let taken = self.messages.take(rate, 1, now);
+        taken.map_err(|retry_after_ms| Denied::TenantMessages { retry_after_ms })
     }
 
     /// Charges a message that is taken in any case; whether and when there is room for a next one.
     pub fn owe_message(&self, now: Now) -> Result<(), Denied> {
-        let Some(messages) = &self.messages else { return Ok(()) };
-        match messages.overdraw(1, now) {
+        let Some(rate) = self.terms(|terms, _| messages_of(terms)) else { return Ok(()) };
+        match self.messages.overdraw(rate, 1, now) {
             0 => Ok(()),
             retry_after_ms => Err(Denied::TenantMessages { retry_after_ms }),
         }
     }
 
-    pub(super) fn charge_audio(&self, audio_ms: u32, now: Now) -> Result<(), Denied> {
-        let Some(audio) = &self.audio else { return Ok(()) };
-        audio
-            .take(audio_ms.into(), now)
-            .map_err(|retry_after_ms| Denied::TenantAudio { retry_after_ms })
+    pub(super) fn charge_audio(
+        &self,
+        terms: &config::Tenant,
+        audio_ms: u32,
+        now: Now,
+    ) -> Result<(), Denied> {
+        let Some(rate) = audio_of(terms) else { return Ok(()) };
+        let taken = self.audio.take(rate, audio_ms.into(), now);
+        taken.map_err(|retry_after_ms| Denied::TenantAudio { retry_after_ms })
     }
 
-    pub(super) fn begin_job(&self) -> Result<(), Denied> {
-        let room = |n: u32| (n < self.jobs_max).then_some(n + 1);
+    pub(super) fn begin_job(&self, terms: &config::Tenant) -> Result<(), Denied> {
+        let max = limit(terms.jobs_max).unwrap_or(u32::MAX);
+        let room = |n: u32| (n < max).then_some(n + 1);
         let begun = self.jobs.fetch_update(SeqCst, SeqCst, room);
         begun.map(drop).map_err(|_| Denied::TenantJobs)
     }
@@ -183,9 +235,14 @@ impl Account {
 
     /// What is left of all that is limited, in no more than four entries.
     pub fn allowances(&self, now: Now) -> Vec<Allowance> {
-        let rate = |of, bucket: &Option<Bucket>, window_s, unit| {
-            let bucket = bucket.as_ref()?;
-            let (quota, (left, full_in_ms)) = (bucket.units(), bucket.left(now));
+        let (messages_rate, audio_rate, jobs_max, sessions_max) = self.terms(|terms, _| {
+            let max = |max| limit(max).unwrap_or(u32::MAX);
+            let counts = (max(terms.jobs_max), max(terms.sessions_max));
+            (messages_of(terms), audio_of(terms), counts.0, counts.1)
+        });
+        let rate = |of, rate: Option<Rate>, bucket: &Bucket, window_s, unit| {
+            let rate = rate?;
+            let (quota, (left, full_in_ms)) = (rate.units(), bucket.left(rate, now));
             let (quota, left) = (quota / unit, left / unit);
             Some(Allowance { of, quota, window_s: Some(window_s), left, full_in_ms })
         };
@@ -196,22 +253,23 @@ impl Account {
             (max < u32::MAX).then_some(some)
         };
         let all = [
-            rate("messages", &self.messages, 1, 1),
-            rate("audio-seconds", &self.audio, 60, 1_000),
-            count("utterances", self.jobs_max, &self.jobs),
-            count("sessions", self.sessions_max, &self.sessions),
+            rate("messages", messages_rate, &self.messages, 1, 1),
+            rate("audio-seconds", audio_rate, &self.audio, 60, 1_000),
+            count("utterances", jobs_max, &self.jobs),
+            count("sessions", sessions_max, &self.sessions),
         ];
         all.into_iter().flatten().collect()
     }
 
     fn standing(&self) -> Standing {
+        let (weight, listed) = self.terms(|terms, listed| (terms.weight, listed));
         Standing {
             tenant: Arc::clone(&self.name),
-            listed: self.listed,
-            weight: self.weight,
+            listed,
+            weight,
             sessions: self.sessions.load(SeqCst),
             jobs: self.jobs.load(SeqCst),
-            waiting: self.waiting.load(SeqCst),
+            waiting: self.queue.len(),
         }
     }
 }
@@ -219,44 +277,55 @@ impl Account {
 /// The accounts of all tenants.
 pub struct Accounts {
     by_name: HashMap<Arc<str>, Arc<Account>, RandomState>,
-    /// What holds for who is not listed.
-    defaults: config::TenantDefaults,
+    /// What each tenant may have.
+    tenants: Arc<Live<Tenants>>,
     /// Numbers given out.
     made: AtomicU32,
-    /// Accounts made for tenants that are not listed.
+    /// Accounts made for tenants that were not listed.
     unlisted: AtomicUsize,
     /// The one that tenants share for which there is none.
     other: Arc<Account>,
     usage: Usage,
+    families: Families,
+    /// The metrics of all that are not listed.
+    counted: Counted,
 }
 
 impl Accounts {
-    /// Those listed, and what holds for who is not.
+    /// Of those listed, and of who is not, by terms that do not change.
     pub fn new(
         defaults: config::TenantDefaults,
         listed: &[config::Tenant],
         metrics: &Metrics,
     ) -> Self {
-        let other = Account::new(0, &defaults.terms(OTHER), false, Counted::of(OTHER, metrics));
+        Self::by(Tenants::new(defaults, listed), metrics)
+    }
+
+    /// The same by terms that may change.
+    pub fn by(tenants: impl Into<Live<Tenants>>, metrics: &Metrics) -> Self {
+        let (tenants, families) = (Arc::new(tenants.into()), Families::of(metrics));
         let accounts = Self {
             by_name: HashMap::with_hasher(RandomState::default()),
             made: AtomicU32::new(1),
             unlisted: AtomicUsize::new(0),
-            other: Arc::new(other),
+            other: Arc::new(Account::new(0, OTHER.into(), Arc::clone(&tenants))),
             usage: Usage::new(),
-            defaults,
+            counted: families.of_tenant(OTHER),
+            families,
+            tenants,
         };
         accounts.enter(Arc::clone(&accounts.other));
-        for tenant in listed {
-            let (number, terms) = (accounts.next_number(), accounts.defaults.complete(tenant));
-            let counted = Counted::of(&tenant.name, metrics);
-            accounts.enter(Arc::new(Account::new(number, &terms, true, counted)));
-        }
+        accounts.enter_listed();
         accounts
     }
 
-    fn next_number(&self) -> u32 {
-        self.made.fetch_add(1, Relaxed)
+    /// Gives those an account that the settings list, also before a session names them.
+    fn enter_listed(&self) {
+        let listed = self.tenants.with(|t| t.listed().map(str::to_owned).collect::<Vec<_>>());
+        for name in listed {
+            let account = self.of(Some(&name));
+            account.counted.get_or_init(|| self.families.of_tenant(&name));
+        }
     }
 
     fn enter(&self, account: Arc<Account>) -> Arc<Account> {
@@ -271,21 +340,27 @@ impl Accounts {
             return Arc::clone(account);
         }
         let room = |n: usize| (n < UNLISTED_MAX).then_some(n + 1);
-        if self.unlisted.fetch_update(SeqCst, SeqCst, room).is_err() {
+        let listed = self.tenants.with(|tenants| tenants.lists(name));
+        if !listed && self.unlisted.fetch_update(SeqCst, SeqCst, room).is_err() {
             return Arc::clone(&self.other);
         }
         // Of two that meet here one account is kept; a place is lost, which does not matter.
-        let terms = self.defaults.terms(name);
-        let counted = self.other.counted.clone();
-        self.enter(Arc::new(Account::new(self.next_number(), &terms, false, counted)))
+        let number = self.made.fetch_add(1, Relaxed);
+        self.enter(Arc::new(Account::new(number, name.into(), Arc::clone(&self.tenants))))
     }
 
     pub(super) fn job_ended(&self, of: &Account, pair: Pair, outcome: Outcome, audio_ms: u32) {
-        self.usage.add(of, pair, outcome, audio_ms);
+        let listed = of.terms(|_, listed| listed);
+        let counted = match listed {
+            true => of.counted.get_or_init(|| self.families.of_tenant(&of.name)),
+            false => &self.counted,
+        };
+        self.usage.add((of, counted), pair, outcome, audio_ms);
     }
 
     /// All of them, by name.
     fn all(&self) -> Vec<Arc<Account>> {
+        self.enter_listed();
         let mut all: Vec<_> = self.by_name.pin().values().map(Arc::clone).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
@@ -299,5 +374,22 @@ impl Accounts {
     /// What each tenant used, by name and pair. Not for the path of an utterance.
     pub fn used(&self) -> Vec<Used> {
         self.usage.read(&self.all())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_entered_the_queue_leaves_it_whatever_the_weight_is_by_then() {
+        let queue = Queued::default();
+        assert_eq!(queue.enter(3), Some(3));
+        assert_eq!(queue.enter(9), None);
+        assert_eq!(queue.len(), 2);
+        assert_eq!(queue.leave(), None);
+        assert_eq!(queue.leave(), Some(3), "the weight it entered with");
+        assert_eq!(queue.enter(9), Some(9));
+        assert_eq!(queue.leave(), Some(9));
     }
 }

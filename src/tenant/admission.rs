@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use super::{Account, Accounts, Denied};
-use crate::config;
+use crate::config::{self, Live};
 use crate::protocol::Pair;
 use crate::protocol::job::Outcome;
 use crate::telemetry::Now;
@@ -12,11 +12,11 @@ use crate::telemetry::Now;
 pub struct Admission {
     accounts: Accounts,
     live: AtomicUsize,
-    live_max: usize,
+    /// Limits of jobs.
+    limits: Live<config::Job>,
     session_max: u32,
     /// Jobs that wait for a slot.
     waiting: AtomicUsize,
-    queue_max: usize,
     /// Weights of the tenants that have jobs waiting. Each enters with its first and leaves with
     /// its last, in whatever order two threads get here, so it may be below 0 for a moment.
     waiting_weight: AtomicI64,
@@ -26,14 +26,17 @@ pub struct Admission {
 
 impl Admission {
     /// With the limits of jobs for the server and for one session.
-    pub fn new(config: &config::Job, session_max: usize, accounts: Accounts) -> Self {
+    pub fn new(
+        limits: impl Into<Live<config::Job>>,
+        session_max: usize,
+        accounts: Accounts,
+    ) -> Self {
         Self {
             accounts,
             live: AtomicUsize::new(0),
-            live_max: config.live_max,
+            limits: limits.into(),
             session_max: u32::try_from(session_max).unwrap_or(u32::MAX),
             waiting: AtomicUsize::new(0),
-            queue_max: config.queue_max,
             waiting_weight: AtomicI64::new(0),
             closed_us: AtomicU64::new(u64::MAX),
         }
@@ -63,27 +66,44 @@ impl Admission {
         audio_ms: u32,
         now: Now,
     ) -> Result<(), Denied> {
-        self.room_to_wait(account)?;
+        account.terms(|terms, _| self.admit_by(terms, account, session, (audio_ms, now)))
+    }
+
+    fn admit_by(
+        &self,
+        terms: &config::Tenant,
+        account: &Account,
+        session: &AtomicU32,
+        (audio_ms, now): (u32, Now),
+    ) -> Result<(), Denied> {
+        let (queue_max, live_max) = self.limits.with(|job| (job.queue_max, job.live_max));
+        self.room_to_wait(account, terms.weight, queue_max)?;
         let below = |max| move |n: u32| (n < max).then_some(n + 1);
         session
             .fetch_update(SeqCst, SeqCst, below(self.session_max))
             .map_err(|_| Denied::SessionFull)?;
-        let admitted = self.admit_tenant(account, audio_ms, now);
+        let admitted = self.admit_tenant(terms, account, live_max, (audio_ms, now));
         if admitted.is_err() {
             session.fetch_sub(1, SeqCst);
         }
         admitted
     }
 
-    fn admit_tenant(&self, account: &Account, audio_ms: u32, now: Now) -> Result<(), Denied> {
-        account.begin_job()?;
-        let room = |n: usize| (n < self.live_max).then_some(n + 1);
+    fn admit_tenant(
+        &self,
+        terms: &config::Tenant,
+        account: &Account,
+        live_max: usize,
+        (audio_ms, now): (u32, Now),
+    ) -> Result<(), Denied> {
+        account.begin_job(terms)?;
+        let room = |n: usize| (n < live_max).then_some(n + 1);
         if self.live.fetch_update(SeqCst, SeqCst, room).is_err() {
             account.end_job();
             return Err(Denied::ServerFull);
         }
         // Audio comes last, for it is not given back.
-        let charged = account.charge_audio(audio_ms, now);
+        let charged = account.charge_audio(terms, audio_ms, now);
         if charged.is_err() {
             self.live.fetch_sub(1, SeqCst);
             account.end_job();
@@ -93,14 +113,14 @@ impl Admission {
 
     /// A full queue has room for a tenant that has less than its share of it: whoever filled it
     /// while nobody else was there does not shut the others out.
-    fn room_to_wait(&self, account: &Account) -> Result<(), Denied> {
-        if self.waiting() < self.queue_max {
+    fn room_to_wait(&self, account: &Account, weight: u32, queue_max: usize) -> Result<(), Denied> {
+        if self.waiting() < queue_max {
             return Ok(());
         }
-        let (own, weight) = (account.waiting.load(SeqCst), i64::from(account.weight()));
+        let (own, weight) = (account.queue.len(), i64::from(weight));
         let entered = if own > 0 { 0 } else { weight };
         let all = (self.waiting_weight.load(SeqCst) + entered).max(weight);
-        let share = self.queue_max as u128 * weight as u128 / all as u128;
+        let share = queue_max as u128 * weight as u128 / all as u128;
         match (own as u128) < share {
             true => Ok(()),
             false if all == weight => Err(Denied::QueueFull),
@@ -131,17 +151,17 @@ impl Admission {
     /// A job of the tenant waits for a slot.
     pub fn begin_wait(&self, account: &Account) {
         self.waiting.fetch_add(1, SeqCst);
-        if account.waiting.fetch_add(1, SeqCst) == 0 {
-            self.waiting_weight.fetch_add(account.weight().into(), SeqCst);
+        if let Some(weight) = account.queue.enter(account.weight()) {
+            self.waiting_weight.fetch_add(weight.into(), SeqCst);
         }
     }
 
     /// It waits no more.
     pub fn end_wait(&self, account: &Account) {
-        let (own, all) = (account.waiting.fetch_sub(1, SeqCst), self.waiting.fetch_sub(1, SeqCst));
-        assert!(own > 0 && all > 0, "a job left the queue twice");
-        if own == 1 {
-            self.waiting_weight.fetch_sub(account.weight().into(), SeqCst);
+        let (weight, all) = (account.queue.leave(), self.waiting.fetch_sub(1, SeqCst));
+        assert!(all > 0, "a job left the queue twice");
+        if let Some(weight) = weight {
+            self.waiting_weight.fetch_sub(weight.into(), SeqCst);
         }
     }
 

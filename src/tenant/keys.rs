@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::config::{self, Live};
 use crate::protocol::limits::ID_BYTES_MAX;
 
 type Seal = Hmac<Sha256>;
@@ -117,23 +118,32 @@ pub enum NoKey {
 /// All keys. Readers see them whole; whoever changes them replaces them.
 pub struct Keys {
     secret: [u8; 32],
-    /// Kinds that are asked for although no key was made.
-    required: Vec<KeyKind>,
+    /// Which kinds are asked for although no key was made.
+    required: Live<config::Auth>,
     ring: ArcSwap<Vec<Arc<Key>>>,
 }
 
 impl Keys {
     /// The keys there are, with the secret under which they were hashed.
-    pub fn new(secret: [u8; 32], required: Vec<KeyKind>, mut keys: Vec<Key>) -> Self {
+    pub fn new(
+        secret: [u8; 32],
+        required: impl Into<Live<config::Auth>>,
+        mut keys: Vec<Key>,
+    ) -> Self {
         keys.sort_by_key(|key| key.id);
         let ring = keys.into_iter().map(Arc::new).collect::<Vec<_>>();
-        Self { secret, required, ring: ArcSwap::from_pointee(ring) }
+        Self { secret, required: required.into(), ring: ArcSwap::from_pointee(ring) }
     }
 
     /// Whether nothing is asked for: no key of that kind was ever made, nor is one required. A
     /// revoked key does not open the door that it once closed.
     pub fn is_open(&self, kind: KeyKind) -> bool {
-        !self.required.contains(&kind) && !self.ring.load().iter().any(|key| key.kind == kind)
+        let required = self.required.with(|auth| match kind {
+            KeyKind::Session => auth.session_keys_required,
+            KeyKind::Node => auth.node_keys_required,
+            KeyKind::Admin => auth.admin_keys_required,
+        });
+        !required && !self.ring.load().iter().any(|key| key.kind == kind)
     }
 
     /// All keys, by number.
@@ -276,7 +286,7 @@ mod tests {
     const DAY: u64 = 86_400_000;
 
     fn ring() -> Keys {
-        Keys::new([7; 32], Vec::new(), Vec::new())
+        Keys::new([7; 32], config::Auth::default(), Vec::new())
     }
 
     fn made(keys: &Keys, kind: KeyKind, tenant: Option<&str>, expires: Option<u64>) -> String {
@@ -305,7 +315,7 @@ mod tests {
         let node = made(&keys, KeyKind::Node, None, None);
         let gone = made(&keys, KeyKind::Session, Some("acme"), None);
         keys.put(keys.revoked(4, 5).unwrap());
-        let elsewhere = Keys::new([8; 32], Vec::new(), Vec::new());
+        let elsewhere = Keys::new([8; 32], config::Auth::default(), Vec::new());
         let foreign = made(&elsewhere, KeyKind::Session, Some("acme"), None);
         let mut forged = good.clone();
         forged.pop();
@@ -341,7 +351,8 @@ mod tests {
 
     #[test]
     fn a_door_can_be_closed_before_there_is_a_key() {
-        let keys = Keys::new([7; 32], vec![KeyKind::Node], Vec::new());
+        let required = config::Auth { node_keys_required: true, ..config::Auth::default() };
+        let keys = Keys::new([7; 32], required, Vec::new());
         assert_eq!(keys.admit(KeyKind::Node, None, 0), Err(Unauthorized));
         assert!(keys.is_open(KeyKind::Session));
     }

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use crate::protocol::NodeId;
-use crate::telemetry::{Bucket, Now};
+use crate::telemetry::{Bucket, Now, Rate};
 
 /// How long a code is good, in milliseconds.
 pub const CODE_MS: u64 = 300_000;
@@ -27,6 +27,14 @@ const WRONG_OF_ONE_MAX: u64 = 5;
 const WRONG_OF_ALL_MAX: u64 = 60;
 /// Addresses whose wrong codes are counted apart.
 const ADDRESSES_MAX: usize = 4_096;
+
+fn of_one() -> Rate {
+    Rate::new(WRONG_OF_ONE_MAX, WRONG_MS)
+}
+
+fn of_all() -> Rate {
+    Rate::new(WRONG_OF_ALL_MAX, WRONG_MS)
+}
 
 /// Why a code was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -46,20 +54,13 @@ struct Pairing {
 }
 
 /// The codes that are good now.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Pairings {
     codes: HashMap<u32, Pairing, RandomState>,
     /// Wrong codes that an address may still offer.
     wrong: HashMap<IpAddr, Arc<Bucket>, RandomState>,
     /// Those that all of them may.
     wrong_of_all: Bucket,
-}
-
-impl Default for Pairings {
-    fn default() -> Self {
-        let (codes, wrong) = (HashMap::default(), HashMap::default());
-        Self { codes, wrong, wrong_of_all: Bucket::new(WRONG_OF_ALL_MAX, WRONG_MS) }
-    }
 }
 
 impl Pairings {
@@ -107,19 +108,19 @@ impl Pairings {
     fn must_wait(&self, from: IpAddr, now: Now) -> Option<u64> {
         let wrong = self.wrong.pin();
         let own = wrong.get(&from).filter(|own| !own.is_full(now))?;
-        let wait_ms = own.wait_for(1, now).max(self.wrong_of_all.wait_for(1, now));
+        let wait_ms =
+            own.wait_for(of_one(), 1, now).max(self.wrong_of_all.wait_for(of_all(), 1, now));
         (wait_ms > 0).then_some(wait_ms)
     }
 
     fn note_wrong(&self, from: IpAddr, now: Now) {
-        self.wrong_of_all.overdraw(1, now);
+        self.wrong_of_all.overdraw(of_all(), 1, now);
         let wrong = self.wrong.pin();
         if wrong.len() >= ADDRESSES_MAX {
             wrong.retain(|_, of| !of.is_full(now));
         }
         if wrong.len() < ADDRESSES_MAX {
-            let fresh = || Arc::new(Bucket::new(WRONG_OF_ONE_MAX, WRONG_MS));
-            wrong.get_or_insert_with(from, fresh).overdraw(1, now);
+            wrong.get_or_insert_with(from, Default::default).overdraw(of_one(), 1, now);
         }
     }
 }

@@ -23,7 +23,7 @@ fn accounts(tenants: &[config::Tenant]) -> Accounts {
 /// With so many jobs at once, waiting ones and those of one session.
 fn admission(live: usize, queue: usize, session: usize, tenants: &[config::Tenant]) -> Admission {
     let config = config::Job { live_max: live, queue_max: queue, ..config::Job::default() };
-    Admission::new(&config, session, accounts(tenants))
+    Admission::new(config.clone(), session, accounts(tenants))
 }
 
 fn pair(text: &str) -> Pair {
@@ -90,13 +90,14 @@ fn audio_beyond_the_minutes_share_is_refused_until_there_is_room() {
     assert_eq!(admit(5_000, 10_000), Ok(()));
     // What was refused for another reason was not charged.
     let full = Admission::new(
-        &config::Job { live_max: 0, ..config::Job::default() },
+        config::Job { live_max: 0, ..config::Job::default() },
         100,
         accounts(&[config::Tenant { audio_seconds_per_minute: Some(1), ..listed("acme") }]),
     );
     let account = full.accounts().of(Some("acme"));
     assert_eq!(full.admit(&account, &session, 1_000, at(0)), Err(Denied::ServerFull));
-    assert_eq!(account.charge_audio(1_000, at(0)), Ok(()));
+    let charged = account.terms(|terms, _| account.charge_audio(terms, 1_000, at(0)));
+    assert_eq!(charged, Ok(()));
 }
 
 #[test]

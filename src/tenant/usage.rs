@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use foldhash::fast::RandomState;
 use papaya::HashMap;
-use prometheus::{Counter, IntCounter};
+use prometheus::{Counter, CounterVec, IntCounter, IntCounterVec};
 
 use super::Account;
 use crate::protocol::Pair;
@@ -53,20 +53,31 @@ impl Meter {
     }
 }
 
-/// The metrics of one tenant, looked up once.
+/// The metrics of one tenant, or of all that are not listed, looked up once.
 #[derive(Debug, Clone)]
 pub(super) struct Counted {
     jobs: [IntCounter; OUTCOMES],
     audio_seconds: [Counter; OUTCOMES],
 }
 
-impl Counted {
-    pub(super) fn of(tenant: &str, metrics: &Metrics) -> Self {
+/// The metrics of all tenants.
+#[derive(Debug)]
+pub(super) struct Families {
+    jobs: IntCounterVec,
+    audio_seconds: CounterVec,
+}
+
+impl Families {
+    pub(super) fn of(metrics: &Metrics) -> Self {
+        let (jobs, audio_seconds) = (&metrics.tenant_jobs, &metrics.tenant_audio_seconds);
+        Self { jobs: jobs.clone(), audio_seconds: audio_seconds.clone() }
+    }
+
+    pub(super) fn of_tenant(&self, tenant: &str) -> Counted {
         let labels = |outcome: Outcome| [tenant, outcome.as_str()];
-        Self {
-            jobs: Outcome::ALL.map(|o| metrics.tenant_jobs.with_label_values(&labels(o))),
-            audio_seconds: Outcome::ALL
-                .map(|o| metrics.tenant_audio_seconds.with_label_values(&labels(o))),
+        Counted {
+            jobs: Outcome::ALL.map(|o| self.jobs.with_label_values(&labels(o))),
+            audio_seconds: Outcome::ALL.map(|o| self.audio_seconds.with_label_values(&labels(o))),
         }
     }
 }
@@ -81,9 +92,15 @@ impl Usage {
     }
 
     /// A job of the tenant ended.
-    pub(super) fn add(&self, account: &Account, pair: Pair, outcome: Outcome, audio_ms: u32) {
-        account.counted.jobs[outcome as usize].inc();
-        account.counted.audio_seconds[outcome as usize].inc_by(f64::from(audio_ms) / 1_000.0);
+    pub(super) fn add(
+        &self,
+        (account, counted): (&Account, &Counted),
+        pair: Pair,
+        outcome: Outcome,
+        audio_ms: u32,
+    ) {
+        counted.jobs[outcome as usize].inc();
+        counted.audio_seconds[outcome as usize].inc_by(f64::from(audio_ms) / 1_000.0);
         let meters = self.0.pin();
         let key = (account.number(), pair);
         let meter = meters.get(&key).or_else(|| {

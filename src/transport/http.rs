@@ -9,13 +9,11 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request;
@@ -27,15 +25,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 
+use super::body::{Body, Flow};
 use super::listen::Listen;
 use super::pipe::Stream;
 use super::socket::WebSocket;
 use super::tls::TlsDoor;
 use super::visitors::{Visitor, VisitorLimits, Visitors};
 use super::websocket::{Limits, server_socket};
-
-/// Every answer is whole before it is sent.
-pub type Body = Full<Bytes>;
+use crate::config::Live;
 
 /// A WebSocket that began as an HTTP request.
 pub type Socket = WebSocket<Stream>;
@@ -162,11 +159,15 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
     service: Arc<S>,
     mut stopping: watch::Receiver<()>,
 ) {
-    let asked = Notify::new();
+    let (asked, live) = (Notify::new(), LiveAnswer::default());
     let answers = service_fn(|request| {
-        let service = Arc::clone(&service);
+        let (service, live) = (Arc::clone(&service), &live);
         asked.notify_one();
-        async move { Ok::<_, Infallible>(service.call(request, peer).await) }
+        async move {
+            let answer = service.call(request, peer).await;
+            live.watch(answer.body());
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut exchange = pin!(http.serve_connection(TokioIo::new(io), answers).with_upgrades());
     let outcome = tokio::select! {
@@ -181,9 +182,38 @@ async fn connection<T: AsyncRead + AsyncWrite + Send + Unpin + 'static, S: Servi
                 exchange.await
             }
         },
+        () = live.stands_still() => {
+            tracing::debug!(%peer, "a reader that takes nothing is given up");
+            return;
+        }
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// The answer of a connection that goes on for as long as its peer reads, if there is one.
+#[derive(Default)]
+struct LiveAnswer {
+    flow: OnceLock<Arc<Flow>>,
+    began: Notify,
+}
+
+impl LiveAnswer {
+    /// Such an answer is a connection's last one.
+    fn watch(&self, body: &Body) {
+        if let Some(flow) = body.flow() {
+            drop(self.flow.set(flow));
+            self.began.notify_one();
+        }
+    }
+
+    async fn stands_still(&self) {
+        self.began.notified().await;
+        match self.flow.get() {
+            Some(flow) => flow.stands_still().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -218,14 +248,15 @@ fn pause_after(error: &io::Error) -> Option<Duration> {
 #[derive(Debug, Clone)]
 pub struct House {
     open: Arc<AtomicUsize>,
-    connections_max: usize,
+    connections_max: Arc<Live<usize>>,
     visitors: Arc<Visitors>,
 }
 
 impl House {
     /// Room for so many sockets at once, WebSockets included.
-    pub fn new(connections_max: usize, each: VisitorLimits) -> Self {
+    pub fn new(connections_max: impl Into<Live<usize>>, each: VisitorLimits) -> Self {
         let visitors = Arc::new(Visitors::new(each));
+        let connections_max = Arc::new(connections_max.into());
         Self { open: Arc::default(), connections_max, visitors }
     }
 
@@ -242,7 +273,8 @@ impl House {
 
     fn admit(&self, address: IpAddr) -> Result<Permit, NoRoom> {
         let visitor = self.visitors.enter(address).map_err(NoRoom::OfThem)?;
-        let room = |open: usize| (open < self.connections_max).then_some(open + 1);
+        let max = self.connections_max.with(|max| *max);
+        let room = |open: usize| (open < max).then_some(open + 1);
         match self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room) {
             Ok(_) => Ok(Permit(Arc::clone(&self.open), visitor)),
             Err(_) => {
@@ -335,7 +367,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Admitted<T> {
 
 /// A short plain-text answer.
 pub fn answer(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);

@@ -6,6 +6,7 @@
 //!
 //! It refuses to know who the peers are, what they say, and what to do about it.
 
+mod body;
 mod counted;
 mod frames;
 mod http;
@@ -18,14 +19,13 @@ mod toll;
 mod visitors;
 mod websocket;
 
-pub use http::{
-    Agreed, Body, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade,
-};
+pub use body::Body;
+pub use http::{Agreed, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use listen::Listen;
 pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use pipe::{Client, Heard, Stream, pipe};
 pub use socket::WebSocket;
-pub use tls::{Side, Tls, TlsDoor};
+pub use tls::{Reading, Side, Tls, TlsDoor};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
 pub use toll::Rates;
 pub use visitors::VisitorLimits;

@@ -102,6 +102,11 @@ impl Level {
 const _: () = assert!(Level::BYTES_BITS + Level::FRAMES_BITS == 63, "one bit is left for `closed`");
 
 impl<T> Outbox<T> {
+    /// Most frames it holds.
+    pub fn frames_max(&self) -> usize {
+        self.frames_max
+    }
+
     /// An empty, open outbox.
     ///
     /// # Panics

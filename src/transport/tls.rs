@@ -59,6 +59,10 @@ struct Published {
     nodes: Option<Arc<ServerConfig>>,
 }
 
+/// Certificates that were read and are not in force yet.
+#[derive(Debug)]
+pub struct Reading(Published);
+
 impl Published {
     fn of(&self, side: Side) -> Option<&Arc<ServerConfig>> {
         match side {
@@ -93,13 +97,19 @@ impl Tls {
     /// Reads the files again, blocks for as long, and publishes them for the connections to come.
     /// Fails with all that is wrong with them; what was published before stays then.
     pub fn reload(&self) -> Result<(), Faults> {
-        let reading = 1 + self.readings.fetch_add(1, Ordering::Relaxed);
-        self.publish(Published { reading, ..read(&self.settings)? });
+        self.publish(self.reading()?);
         Ok(())
     }
 
-    /// Of two readings at the same time the one that began later has seen the newer files.
-    fn publish(&self, read: Published) {
+    /// Reads the files again, and blocks for as long, without publishing anything.
+    pub fn reading(&self) -> Result<Reading, Faults> {
+        let reading = 1 + self.readings.fetch_add(1, Ordering::Relaxed);
+        Ok(Reading(Published { reading, ..read(&self.settings)? }))
+    }
+
+    /// Publishes what was read, for the connections to come. Of two readings at the same time the
+    /// one that began later has seen the newer files.
+    pub fn publish(&self, Reading(read): Reading) {
         self.published.send_if_modified(|published| {
             let newer = published.reading < read.reading;
             if newer {
@@ -331,8 +341,8 @@ mod tests {
     fn of_two_readings_the_one_that_began_later_stays() {
         let (tls, _) = both_ends();
         let first = tls.published.borrow().clone();
-        tls.publish(Published { reading: 2, ..first.clone() });
-        tls.publish(Published { reading: 1, sessions: None, nodes: None });
+        tls.publish(Reading(Published { reading: 2, ..first.clone() }));
+        tls.publish(Reading(Published { reading: 1, sessions: None, nodes: None }));
         assert_eq!(tls.published.borrow().reading, 2);
         assert!(tls.published.borrow().sessions.is_some());
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::telemetry::{Bucket, Now};
+use crate::telemetry::{Bucket, Now, Rate};
 
 /// What one connection may send in a second, as much of it at once; 0 is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub struct Rates {
 /// Charges what came against what may come.
 #[derive(Debug)]
 pub(super) struct Toll {
-    bytes: Option<Bucket>,
-    frames: Option<Bucket>,
-    controls: Option<Bucket>,
+    bytes: Option<(Rate, Bucket)>,
+    frames: Option<(Rate, Bucket)>,
+    controls: Option<(Rate, Bucket)>,
     /// What was charged so far: bytes, frames, control frames.
     charged: [u64; 3],
 }
@@ -37,7 +37,7 @@ pub(super) enum Excess {
 
 impl Toll {
     pub(super) fn new(rates: Rates) -> Self {
-        let bucket = |units: u64| (units > 0).then(|| Bucket::new(units, 1_000));
+        let bucket = |units: u64| (units > 0).then(|| (Rate::new(units, 1_000), Bucket::default()));
         Self {
             bytes: bucket(rates.bytes as u64),
             frames: bucket(rates.frames.into()),
@@ -52,11 +52,11 @@ impl Toll {
         let now = Now { us: 1_000_000 + now_us, unix_ms: 0 };
         let [bytes, frames, controls] = std::array::from_fn(|n| came[n] - self.charged[n]);
         self.charged = came;
-        let owe = |bucket: &Option<Bucket>, units| match (bucket, units) {
-            (Some(bucket), 1..) => {
-                bucket.overdraw(units, now);
+        let owe = |bucket: &Option<(Rate, Bucket)>, units| match (bucket, units) {
+            (Some((rate, bucket)), 1..) => {
+                bucket.overdraw(*rate, units, now);
                 // What has come is taken; there has to be room for the next.
-                bucket.wait_for(1, now)
+                bucket.wait_for(*rate, 1, now)
             }
             _ => 0,
         };

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use papaya::HashMap;
 use tokio::time::Instant;
 
-use crate::telemetry::{Bucket, Now};
+use crate::telemetry::{Bucket, Now, Rate};
 
 /// Addresses counted apart. When there are as many, those that owe nothing are forgotten; while
 /// none does, further ones are bounded by what is there for all.
@@ -39,17 +39,16 @@ pub(super) struct Visitors {
 }
 
 /// One address.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Visitor {
     open: AtomicUsize,
-    new: Option<Bucket>,
-    failures: Option<Bucket>,
+    new: Bucket,
+    failures: Bucket,
 }
 
 impl Visitor {
     fn owes_nothing(&self, now: Now) -> bool {
-        let full = |bucket: &Option<Bucket>| bucket.as_ref().is_none_or(|b| b.is_full(now));
-        self.open.load(SeqCst) == 0 && full(&self.new) && full(&self.failures)
+        self.open.load(SeqCst) == 0 && self.new.is_full(now) && self.failures.is_full(now)
     }
 
     /// One connection less.
@@ -85,15 +84,16 @@ impl Visitors {
                 return None;
             }
         }
-        let bucket = |units: u32, ms| (units > 0).then(|| Bucket::new(units.into(), ms));
-        let fresh = || {
-            Arc::new(Visitor {
-                open: AtomicUsize::new(0),
-                new: bucket(self.limits.connections_per_second, 1_000),
-                failures: bucket(self.limits.failures_per_minute, 60_000),
-            })
-        };
-        Some(Arc::clone(visitors.get_or_insert_with(key, fresh)))
+        Some(Arc::clone(visitors.get_or_insert_with(key, Default::default)))
+    }
+
+    /// So many units each so many milliseconds, if that is a limit.
+    fn rate(units: u32, ms: u64) -> Option<Rate> {
+        (units > 0).then(|| Rate::new(units.into(), ms))
+    }
+
+    fn failures(&self) -> Option<Rate> {
+        Self::rate(self.limits.failures_per_minute, 60_000)
     }
 
     /// Counts a connection from there: none if it is not counted. The error is the seconds after
@@ -101,11 +101,12 @@ impl Visitors {
     pub(super) fn enter(&self, address: IpAddr) -> Result<Option<Arc<Visitor>>, u64> {
         let now = self.now();
         let Some(visitor) = self.visitor(address, now) else { return Ok(None) };
-        let failed_ms = visitor.failures.as_ref().map_or(0, |bucket| bucket.wait_for(1, now));
+        let failed_ms = self.failures().map_or(0, |rate| visitor.failures.wait_for(rate, 1, now));
         if failed_ms > 0 {
             return Err(failed_ms.div_ceil(1_000));
         }
-        if let Some(Err(wait_ms)) = visitor.new.as_ref().map(|bucket| bucket.take(1, now)) {
+        let new = Self::rate(self.limits.connections_per_second, 1_000);
+        if let Some(Err(wait_ms)) = new.map(|rate| visitor.new.take(rate, 1, now)) {
             return Err(wait_ms.div_ceil(1_000).max(1));
         }
         let max = match self.limits.connections_max {
@@ -120,9 +121,8 @@ impl Visitors {
     /// Somebody from there showed a credential that is not good.
     pub(super) fn failed(&self, address: IpAddr) {
         let now = self.now();
-        let visitor = self.visitor(address, now);
-        if let Some(failures) = visitor.as_ref().and_then(|visitor| visitor.failures.as_ref()) {
-            failures.overdraw(1, now);
+        if let (Some(rate), Some(visitor)) = (self.failures(), self.visitor(address, now)) {
+            visitor.failures.overdraw(rate, 1, now);
         }
     }
 }

@@ -130,7 +130,8 @@ pub fn sources() -> Vec<Source> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = Vec::new();
-    ["src", "tests", "benches"].iter().for_each(|dir| read(root, &root.join(dir), &mut sources));
+    let dirs = ["src", "tests", "benches", "fuzz/src", "fuzz/targets"];
+    dirs.iter().for_each(|dir| read(root, &root.join(dir), &mut sources));
     sources.sort_by(|a, b| a.path.cmp(b.path));
     let reached = reach(&sources, |source| &source.all);
     let live = reach(&sources, |source| &source.live);
@@ -247,8 +248,9 @@ pub fn functions(tokens: &[Token]) -> Vec<Function> {
 pub fn reach(sources: &[Source], tokens: fn(&Source) -> &Vec<Token>) -> BTreeSet<&'static str> {
     let by_path: BTreeMap<&'static str, &Source> = sources.iter().map(|s| (s.path, s)).collect();
     let is_root = |path: &&str| {
-        let inside = path.strip_prefix("tests/").or(path.strip_prefix("benches/"));
-        ["src/lib.rs", "src/main.rs"].contains(path)
+        let dirs = ["tests/", "benches/", "fuzz/targets/"];
+        let inside = dirs.iter().find_map(|dir| path.strip_prefix(dir));
+        ["src/lib.rs", "src/main.rs", "fuzz/src/lib.rs"].contains(path)
             || inside.is_some_and(|p| {
                 !p.contains('/') || p.matches('/').eq(["/"]) && p.ends_with("/main.rs")
             })

@@ -160,6 +160,15 @@ impl TestServer {
         }
     }
 
+    /// Asks for a metric until it is above `value`.
+    pub async fn until_metric_is_above(&self, name: &str, value: f64) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while self.metric(name).await <= value {
+            assert!(tokio::time::Instant::now() < deadline, "{name} stays at {value}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// What is known of a job, once it has crossed that border.
     pub async fn job_at(&self, id: &Value, stage: &str) -> Value {
         let path = format!("/api/v1/jobs/{}", id.as_str().unwrap());

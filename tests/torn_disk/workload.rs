@@ -255,6 +255,7 @@ fn accept(random: &mut fastrand::Rng, id: u128, session: SessionId, now: u64) ->
         streaming_asr: false,
         partial_interval_ms: 0,
         client_sent_ms: None,
+        traced: Default::default(),
         paired: None,
         audience: None,
     };

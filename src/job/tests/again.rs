@@ -175,7 +175,7 @@ impl Again {
         world.wheel = Wheel::new(now.us);
         let registry = Arc::clone(&world.registry);
         let accounts = Accounts::new(config::TenantDefaults::default(), &[], &metrics);
-        let admission = Admission::new(&small(), 1_000, accounts);
+        let admission = Admission::new(small(), 1_000, accounts);
         world.scheduler = Scheduler::new(small(), admission, self.boot, registry, pools, metrics);
         for (session, (speaker, _)) in &mut self.speakers {
             *speaker = world.speaker(*session);

@@ -34,6 +34,41 @@ fn a_slice_whose_turn_can_get_no_end_is_tried_again_and_then_failed() {
 }
 
 #[test]
+fn a_recording_between_two_slices_of_a_turn_does_not_leave_the_first_one_open() {
+    let mut world = World::new(small());
+    world.join("a");
+    let speaker = world.speaker(SessionId(1));
+    let first = slice(&mut world, &speaker);
+    world.submit(&speaker, 7, 2, Cut::Whole);
+    world.submit(&speaker, 1, 1, Cut::Manual);
+    world.flush();
+    assert_eq!(world.held.len(), 3);
+    // The node answers the recording and the end, and keeps the slice to itself.
+    world.answer_with(2, |_| {});
+    world.answer_with(1, |_| {});
+    world.advance(10_000);
+    assert_eq!(settled(&world, &first), Some(Outcome::Merged), "its turn is over");
+    world.audit();
+}
+
+#[test]
+fn a_turn_that_another_one_follows_is_over() {
+    let mut world = World::new(small());
+    world.join("a");
+    let speaker = world.speaker(SessionId(1));
+    let first = slice(&mut world, &speaker);
+    world.submit(&speaker, 1, 2, Cut::MaxDuration);
+    world.flush();
+    for _ in 0..10 {
+        world.advance(30_600);
+        world.flush();
+    }
+    assert_eq!(settled(&world, &first), Some(Outcome::Failed), "nothing more comes of its turn");
+    assert_eq!(world.jobs[1].state().outcome(), None, "the other may go on");
+    world.audit();
+}
+
+#[test]
 fn a_restart_closes_the_turns_behind_the_last_one() {
     let mut world = World::new(small());
     world.join("a");

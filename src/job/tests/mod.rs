@@ -21,7 +21,7 @@ use crate::protocol::TurnId;
 use crate::protocol::hello::AckStatus;
 use crate::protocol::job::samples::spec;
 use crate::protocol::job::{Cut, Outcome};
-use crate::protocol::node::NodeFault;
+use crate::protocol::node::{FaultDetails, NodeFault};
 
 /// The defaults with small tables: a world is made many times.
 fn small() -> config::Job {
@@ -67,7 +67,7 @@ impl World {
         let (publisher, pools) = Publisher::new(Vec::new(), 1);
         let metrics = Arc::new(Metrics::new());
         let accounts = Accounts::new(config::TenantDefaults::default(), tenants, &metrics);
-        let admission = Admission::new(&config, 1_000, accounts);
+        let admission = Admission::new(config.clone(), 1_000, accounts);
         let scheduler = Scheduler::new(config, admission, 3, Arc::clone(&registry), pools, metrics);
         Self {
             scheduler,
@@ -260,7 +260,7 @@ fn fault(code: &str, service: &str) -> NodeFault {
     NodeFault {
         code: code.into(),
         message: String::new(),
-        details: Some(serde_json::json!({"service_id": service})),
+        details: Some(FaultDetails { service_id: Some(service.into()), model_id: None }),
     }
 }
 

@@ -8,6 +8,7 @@
 //! It shares the transport of the relay with the server, and nothing else.
 
 mod capacity;
+mod consoles;
 mod floor;
 mod head;
 mod ledger;
@@ -40,6 +41,7 @@ use super::dial::Trust;
 use super::wire::{Dial, Socket};
 
 pub use capacity::{Capacity, Step, find_capacity};
+pub use consoles::{Watched, Weighed, watched};
 pub use floor::{Compared, FloorPlan, Ratio, Verdict, compare};
 pub use process::{ServerPlan, Spawned};
 pub use relay::Relay;

@@ -27,9 +27,11 @@ impl Inside {
     /// Connects; the session's task ends with the session, or when this is dropped.
     pub(super) async fn open(guest: &Guest, limits: Limits) -> Self {
         let (shared, peer) = (Arc::clone(&guest.shared), guest.peer);
-        let transport = &shared.config.transport;
-        let answer_bytes_max = transport.session_outbox_bytes_max;
-        let outbox = Outbox::new(transport.session_outbox_frames_max, answer_bytes_max);
+        let (frames_max, answer_bytes_max) = shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (t.session_outbox_frames_max, t.session_outbox_bytes_max)
+        });
+        let outbox = Outbox::new(frames_max, answer_bytes_max);
         let (socket, client) = pipe(&limits, answer_bytes_max).await;
         let connection = Connection::new(socket, limits, Arc::clone(&outbox));
         let admitted = Admitted::session(&shared, guest.pass.clone(), &outbox);

@@ -13,17 +13,16 @@ mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub(super) use pace::Pace;
 
-use super::routes::{Routes, open_socket, reply};
+use super::routes::{Routes, open_socket, reply, session_limits};
 use super::shared::Shared;
 use crate::config;
 use crate::protocol::gateway::{Done, Failed, Terms, Told, Translation, session_init, utterance};
@@ -36,16 +35,28 @@ use inside::Inside;
 use stream::StreamTask;
 
 /// What recordings share.
+#[derive(Default)]
 pub(super) struct Gateway {
-    /// One permit for each that is taken in or translated by itself.
-    turns: Semaphore,
+    /// Those that are taken in or translated by themselves.
+    open: AtomicUsize,
     /// How fast jobs end.
     pub(super) pace: Pace,
 }
 
 impl Gateway {
-    pub(super) fn new(config: &config::Gateway) -> Self {
-        Self { turns: Semaphore::new(config.requests_max), pace: Pace::default() }
+    /// Counts one more recording, for as long as the turn lives; none if there are as many.
+    fn turn(&self, max: usize) -> Option<Turn<'_>> {
+        let room = |open: usize| (open < max).then_some(open + 1);
+        self.open.fetch_update(SeqCst, SeqCst, room).ok().map(|_| Turn(&self.open))
+    }
+}
+
+/// A recording's place in the count.
+struct Turn<'a>(&'a AtomicUsize);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -65,7 +76,7 @@ impl Routes {
         request: &Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Guest, Response<Body>> {
-        let pass = self.admit(KeyKind::Session, request, peer)?;
+        let pass = self.admit(KeyKind::Session, request, peer.ip())?;
         let shared = Arc::clone(&self.shared);
         let account = shared.scheduler.accounts().of(pass.tenant.as_deref());
         Ok(Guest { shared, peer, pass, account })
@@ -81,7 +92,7 @@ impl Routes {
             Ok(guest) => guest,
             Err(refusal) => return refusal,
         };
-        let mut response = match guest.translated(request, &self.limits()).await {
+        let mut response = match guest.translated(request).await {
             Ok(translation) => reply(StatusCode::OK, &translation),
             Err(refused) => refused.answer(&self.shared),
         };
@@ -102,24 +113,21 @@ impl Routes {
             Ok(guest) => guest,
             Err(refusal) => return refusal,
         };
-        let limits = guest.limits(&self.limits());
-        let frames_max = self.shared.config.transport.session_outbox_frames_max;
+        let limits = guest.limits();
+        let (own, frames_max) = self.shared.settings.with(|version| {
+            let t = &version.config.transport;
+            (session_limits(t), t.session_outbox_frames_max)
+        });
+        let own = Limits { message_bytes_max: limits.message_bytes_max, ..own };
         // Sent with the agreement, before the first recording is charged.
         let mut told = Response::default();
         guest.tell_limits(&mut told);
         let run = move |connection: Connection<_, ()>, outbox: Arc<Outbox<()>>| {
             StreamTask::new(guest, limits, connection, outbox).run()
         };
-        let limits = self.limits();
-        let limits = Limits { message_bytes_max: self.stream_message_bytes_max(), ..limits };
-        let mut response = open_socket(request, peer, limits, frames_max, run);
+        let mut response = open_socket(request, peer, own, frames_max, run);
         response.headers_mut().extend(std::mem::take(told.headers_mut()));
         response
-    }
-
-    /// A recording in base64, and what is around it.
-    fn stream_message_bytes_max(&self) -> usize {
-        encoded(self.shared.config.gateway.recording_bytes_max)
     }
 }
 
@@ -129,28 +137,30 @@ fn encoded(audio_bytes: usize) -> usize {
 }
 
 impl Guest {
-    /// Of the session's end of the pipe to it. Who waits there is the process itself: it needs no
-    /// time to say the first word.
-    fn limits(&self, others: &Limits) -> Limits {
-        let recording_max = self.shared.config.gateway.recording_bytes_max;
-        Limits {
-            message_bytes_max: encoded(recording_max),
+    fn config(&self) -> config::Gateway {
+        self.shared.settings.with(|version| version.config.gateway.clone())
+    }
+
+    /// Of the session's end of the pipe to it.
+    fn limits(&self) -> Limits {
+        self.shared.settings.with(|version| Limits {
+            message_bytes_max: encoded(version.config.gateway.recording_bytes_max),
             rates: Rates::default(),
-            ..others.clone()
-        }
+            ..session_limits(&version.config.transport)
+        })
     }
 
     /// Shows what the tenant has left.
     fn tell_limits(&self, response: &mut Response<Body>) {
         let now = self.shared.now();
         let mut allowances = self.account.allowances(now);
-        let turns = &self.shared.gateway.turns;
-        let quota = self.shared.config.gateway.requests_max as u64;
+        let quota = self.config().requests_max as u64;
+        let open = self.shared.gateway.open.load(SeqCst) as u64;
         allowances.push(crate::tenant::Allowance {
             of: "requests",
             quota,
             window_s: None,
-            left: turns.available_permits() as u64,
+            left: quota.saturating_sub(open),
             full_in_ms: 0,
         });
         answer::tell_limits(&allowances, response.headers_mut());
@@ -171,16 +181,12 @@ impl Guest {
         may_come.then_some(()).ok_or_else(|| Refused::not_spoken(pair))
     }
 
-    async fn translated(
-        &self,
-        request: Request<Incoming>,
-        limits: &Limits,
-    ) -> Result<Translation, Refused> {
-        let (shared, config) = (&self.shared, &self.shared.config.gateway);
+    async fn translated(&self, request: Request<Incoming>) -> Result<Translation, Refused> {
+        let (shared, config) = (&self.shared, self.config());
         if !shared.ready.load(SeqCst) || shared.is_draining() {
             return Err(Refused::of(ErrorCode::ShuttingDown, "the server starts, or goes down"));
         }
-        let Ok(_turn) = shared.gateway.turns.try_acquire() else {
+        let Some(_turn) = shared.gateway.turn(config.requests_max) else {
             return Err(Refused::of(ErrorCode::Overloaded, "too many recordings at once"));
         };
         let upload = Duration::from_millis(config.upload_timeout_ms);
@@ -194,7 +200,7 @@ impl Guest {
         });
         let (recording, terms) = read.await.map_err(|_| Refused::ours())??;
         let until = begun + Duration::from_millis(config.answer_timeout_ms);
-        let mut inside = Inside::open(self, self.limits(limits)).await;
+        let mut inside = Inside::open(self, self.limits()).await;
         let outcome = timeout_at(until, async {
             inside.say(session_init(&terms, false)).await?;
             let session_id = inside.session().await?;

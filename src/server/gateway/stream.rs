@@ -126,7 +126,7 @@ impl StreamTask {
         let Some(id) = &session.id else { return };
         // Seen to be base64 before.
         let audio = base64_simd::STANDARD.decode_to_vec(chunk).unwrap_or_default();
-        let bytes_max = self.guest.shared.config.gateway.recording_bytes_max;
+        let bytes_max = self.guest.config().recording_bytes_max;
         let terms = session.terms.clone();
         let read = tokio::task::spawn_blocking(move || {
             recording::read(Bytes::from(audio), &terms, bytes_max)

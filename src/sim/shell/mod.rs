@@ -96,7 +96,7 @@ impl Life {
         let accounts = Accounts::new(config.tenant.clone(), &config.tenants, &metrics);
         let scheduler = Scheduler::new(
             config.job.clone(),
-            Admission::new(&config.job, config.session.jobs_max, accounts),
+            Admission::new(config.job.clone(), config.session.jobs_max, accounts),
             recovered.boot_epoch,
             Arc::clone(&registry),
             pools,

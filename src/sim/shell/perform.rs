@@ -108,7 +108,7 @@ impl Life {
             return;
         }
         job.carry(attempt, link.generation);
-        let text = encode_job_assign(job.id, attempt, &job.spec, &audio);
+        let text = encode_job_assign(job.id, attempt, &job.spec, &audio, None);
         let msg = meant(text);
         if let Err(refused) = env.push(link.conn, msg, Tag::Assign(Arc::clone(&job), attempt)) {
             env.counts.reached("assign_not_sent");

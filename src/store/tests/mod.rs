@@ -1,5 +1,6 @@
 //! The store through its own door: what is promised must be there after a reopening.
 
+mod backup;
 mod damage;
 mod dead_letters;
 mod full;

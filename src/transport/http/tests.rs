@@ -1,5 +1,6 @@
 //! The HTTP side over real sockets: what is answered, what is cut off, what is counted.
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +30,11 @@ fn websocket_limits() -> Limits {
     }
 }
 
-/// Greets on every path but one, where it says everything twice.
+/// How long the reader of a live answer may take nothing.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Greets on every path but these: on one it says everything twice, on one it never ends to talk,
+/// on one it begins an answer and says nothing.
 struct Echo;
 
 impl Service for Echo {
@@ -38,8 +43,16 @@ impl Service for Echo {
         mut request: Request<Incoming>,
         _peer: SocketAddr,
     ) -> Response<Body> {
-        if request.uri().path() != "/echo" {
-            return answer(StatusCode::OK, "hello");
+        match request.uri().path() {
+            "/echo" => {}
+            "/talk" => {
+                let pieces = futures_util::stream::repeat(Bytes::from_static(&[b'x'; 64 * 1024]));
+                return Response::new(Body::live(pieces, PATIENCE));
+            }
+            "/silence" => {
+                return Response::new(Body::live(futures_util::stream::pending(), PATIENCE));
+            }
+            _ => return answer(StatusCode::OK, "hello"),
         }
         match upgrade(&mut request, &websocket_limits()) {
             Err(refusal) => refusal,
@@ -333,4 +346,37 @@ fn accept_waits_for_resources_but_not_for_one_lost_peer() {
     for code in [ENFILE, EMFILE] {
         assert_eq!(pause_after(&io::Error::from_raw_os_error(code)), Some(ACCEPT_PAUSE));
     }
+}
+
+/// Opens `path` in a house of its own, and whether its server still has it after `pause`, in which
+/// all that comes is read or nothing is.
+async fn is_kept(path: &str, pause: Duration, reads: bool) -> bool {
+    let house = House::new(1);
+    let server = running_in(house.clone(), HttpLimits::default()).await;
+    let mut tcp = server.dial().await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    tcp.read_exact(&mut head).await.unwrap();
+    let reading = async {
+        let mut bytes = vec![0; 256 * 1024];
+        while reads && tcp.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+        std::future::pending::<()>().await;
+    };
+    let gone = async {
+        while house.open() > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = reading => true,
+        gone = timeout(pause, gone) => gone.is_err(),
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_of_a_live_answer_is_given_up() {
+    assert!(!is_kept("/talk", SOON, false).await, "nothing is taken");
+    assert!(is_kept("/talk", PATIENCE * 5, true).await, "all is taken");
+    assert!(is_kept("/silence", PATIENCE * 5, false).await, "there is nothing to take");
 }
