@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame as WireFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
-use utterd::transport::{Connection, Event, Frame, Limits, Outbox, server_socket};
+use utterd::transport::{Connection, Event, Frame, Limits, Outbox, Rates, server_socket};
 
 use journey::Journey;
 use world::SECOND_BYTES;
@@ -120,6 +120,7 @@ async fn after_a_long_message(quiet: Duration) -> (Connection<DuplexStream, ()>,
         read_buffer_bytes: 4096,
         write_buffer_bytes: 4096,
         outbox_bytes_max: LONG,
+        rates: Rates::default(),
         ping_interval: HOUR,
         pong_timeout: HOUR,
         write_progress_timeout: HOUR,

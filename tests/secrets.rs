@@ -122,3 +122,30 @@ async fn make_it_louder(addr: std::net::SocketAddr) {
     let authorization = format!("authorization: Bearer {}\r\n", CANARIES[2]);
     http_with(addr, "GET", "/api/v1/keys", &authorization, "").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_peers_call_themselves_cannot_forge_a_line_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut server, addr, log) = start(dir.path());
+    let name = "web\x1b[31m\r\n2026-01-01T00:00:00Z ERROR utterd: forged";
+    let mut client = Peer::connect(addr, "/ws/session").await;
+    client
+        .send(json!({"type": "session_init", "client_version": name, "platform": name,
+            "src_lang": "zh", "tgt_lang": "en", "trace_id": name}))
+        .await;
+    client.expect("session_init_ack").await;
+    let mut node = Peer::connect(addr, "/ws/node").await;
+    let mut hello = register_message(Some(name), &["zh", "en"]);
+    hello["platform"] = name.into();
+    node.send(hello).await;
+    node.send(json!({"type": "node_error", "code": name, "message": name})).await;
+    let (status, _) = http_with(addr, "GET", "/health", "user-agent: a\x1b[2Jb\r\n", "").await;
+    assert!(status == 200 || status == 400, "{status}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let log = log.join().unwrap().unwrap();
+    assert!(log.contains("forged"), "what they said is in it, or this shows nothing");
+    assert!(!log.contains('\x1b'), "an escape went through");
+    let forged = log.lines().find(|line| line.starts_with("2026-01-01"));
+    assert_eq!(forged, None);
+}

@@ -231,6 +231,9 @@ const PAIRS: Allowed = List("one or more of \"zh:en\", \"*:en\", \"zh:*\", \"*:*
 const NAMES: Allowed = List("names that are not empty", 0, |name| !name.trim().is_empty());
 const ORIGINS: Allowed =
     List("as browsers write them: \"https://HOST\" or \"https://HOST:PORT\"", 0, check::is_origin);
+const NETWORKS: Allowed = List("networks as \"10.0.0.0/8\" or \"fd00::/8\"", 0, |text| {
+    text.parse::<ipnet::IpNet>().is_ok()
+});
 
 section! {
     /// Where the service is reached, where it keeps its data, and how it goes.
@@ -256,6 +259,17 @@ section! {
     Transport in "transport" live {
         /// Open connections of all kinds; further ones are refused.
         connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
+        /// Open connections from one address (of IPv6, from one /64); further ones are answered 429.
+        /// 0 is no limit.
+        address_connections_max: usize = 256, "connections", from_to(0, 1_000_000), restart;
+        /// New connections a second from one address, as many at once; further ones are answered
+        /// 429. 0 is no limit.
+        address_connections_per_second: u32 = 50, "connections", from_to(0, 1_000_000), restart;
+        /// Wrong credentials a minute from one address, as many at once; who shows more is answered
+        /// 429 for a while, whatever it shows. 0 is no limit.
+        address_failures_per_minute: u32 = 30, "failures", from_to(0, 1_000_000), restart;
+        /// Networks whose addresses are not counted: this host, and what stands in front of it.
+        unlimited_addresses: Vec<String> = vec!["127.0.0.0/8".into(), "::1/128".into()], "none", NETWORKS, restart;
         /// Time a new connection has for its HTTP request head, and before that as much again for
         /// the TLS handshake.
         header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS), restart;
@@ -265,6 +279,19 @@ section! {
         session_message_bytes_max: usize = 1_048_576, "bytes", from_to(4 * KIB, 64 * MIB), restart;
         /// Largest message a node may send.
         node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB), restart;
+        /// Bytes a second from one session, as many at once; more is read as slowly. 0 is no limit.
+        session_bytes_per_second: usize = 8_388_608, "bytes", from_to(0, GIB);
+        /// WebSocket frames a second from one session, as many at once; a session that sends more is
+        /// closed with 1008. 0 is no limit.
+        session_frames_per_second: u32 = 4_000, "frames", from_to(0, 1_000_000);
+        /// Pings, pongs and close frames among these.
+        session_controls_per_second: u32 = 100, "frames", from_to(0, 1_000_000);
+        /// As `session_bytes_per_second`, of one node.
+        node_bytes_per_second: usize = 268_435_456, "bytes", from_to(0, 4 * GIB);
+        /// As `session_frames_per_second`, of one node.
+        node_frames_per_second: u32 = 100_000, "frames", from_to(0, 10_000_000);
+        /// Pings, pongs and close frames among these.
+        node_controls_per_second: u32 = 1_000, "frames", from_to(0, 1_000_000);
         /// Frames waiting to be written to one session.
         session_outbox_frames_max: usize = 512, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one session; at least 2 MiB more than the largest message

@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -228,11 +229,13 @@ impl Routes {
         &self,
         kind: KeyKind,
         request: &Request<B>,
+        from: IpAddr,
     ) -> Result<Pass, Response<Body>> {
         let credential = shown(request).or_else(|| in_address(request));
         let now_ms = self.shared.now().unix_ms;
         self.shared.keys.admit(kind, credential, now_ms).map_err(|_| {
             self.shared.metrics.unauthorized.with_label_values(&[kind.as_str()]).inc();
+            self.shared.house.failed(from);
             unauthorized()
         })
     }
@@ -250,7 +253,7 @@ impl Routes {
         if whence == Whence::Here {
             return Ok(None);
         }
-        let pass = self.admit(KeyKind::Admin, request)?;
+        let pass = self.admit(KeyKind::Admin, request, whence.address())?;
         match (pass.key, whence) {
             (None, Whence::Renamed) => Err(fault(
                 StatusCode::FORBIDDEN,
@@ -335,8 +338,12 @@ impl Routes {
     }
 
     /// Makes a token for a browser of the tenant whose key is shown.
-    pub(super) async fn session_token(&self, request: Request<Incoming>) -> Response<Body> {
-        let pass = match self.admit(KeyKind::Session, &request) {
+    pub(super) async fn session_token(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let pass = match self.admit(KeyKind::Session, &request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };

@@ -62,7 +62,7 @@ use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
 use crate::tenant::{Accounts, Admission, Pairings};
-use crate::transport::{Entrance, House, HttpLimits, Listen, Side, Tls, serve};
+use crate::transport::{Entrance, House, HttpLimits, Listen, Side, Tls, VisitorLimits, serve};
 use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
@@ -147,7 +147,6 @@ pub struct Server {
     addr: SocketAddr,
     node_addr: SocketAddr,
     shared: Arc<Shared>,
-    house: House,
     doors: Vec<Door>,
     control: JoinHandle<()>,
     rooms: JoinHandle<()>,
@@ -268,10 +267,8 @@ impl Server {
         let rooms = RoomsTask::new(Arc::clone(&shared), inbox, rooms);
         let rooms = tokio::spawn(rooms.run());
         let console = tokio::spawn(console::feed(Arc::clone(&shared)));
-        let house =
-            House::new(shared.settings.part(|version| &version.config.transport.connections_max));
         let doors = Vec::new();
-        Server { addr, node_addr: addr, shared, house, doors, control, rooms, console, traces }
+        Server { addr, node_addr: addr, shared, doors, control, rooms, console, traces }
     }
 
     /// Sessions are taken from now on.
@@ -291,7 +288,7 @@ impl Server {
         let encrypted = tls.is_some();
         let (stop, stopped) = oneshot::channel::<()>();
         let routes = Arc::new(Routes::new(Arc::clone(&self.shared), serves));
-        let entrance = Entrance { house: self.house.clone(), limits, tls };
+        let entrance = Entrance { house: self.shared.house.clone(), limits, tls };
         let accepting = tokio::spawn(serve(tcp, routes, entrance, stopped));
         info!(%addr, handed, ?serves, encrypted, "accepting connections");
         self.doors.push(Door { handed, stop, accepting });
@@ -379,7 +376,7 @@ impl Server {
         shut(self.doors).await;
         let deadline = Instant::now() + CLOSING_MAX;
         // A socket that was accepted and is about to ask is given its answer as well.
-        let open = || shared.closing.receiver_count() > 0 || self.house.open() > 0;
+        let open = || shared.closing.receiver_count() > 0 || shared.house.open() > 0;
         while open() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -445,6 +442,17 @@ fn open_store(config: &Config) -> Result<Option<(Store, Recovered)>, StoreError>
         ..StoreOptions::default()
     };
     Store::open(&config.server.data, options).map(Some)
+}
+
+fn visitor_limits(config: &crate::config::Transport) -> VisitorLimits {
+    let networks = config.unlimited_addresses.iter();
+    VisitorLimits {
+        connections_max: config.address_connections_max,
+        connections_per_second: config.address_connections_per_second,
+        failures_per_minute: config.address_failures_per_minute,
+        // Seen to be networks when the configuration was checked.
+        unlimited: networks.filter_map(|network| network.parse().ok()).collect(),
+    }
 }
 
 /// Without a store there is nothing that a secret should outlive.
@@ -518,6 +526,10 @@ fn assemble(
         control,
         keys,
         watch: Default::default(),
+        house: House::new(
+            settings.part(|version| &version.config.transport.connections_max),
+            visitor_limits(&config.transport),
+        ),
         gateway: Default::default(),
         pairings: Pairings::default(),
         rooms,

@@ -27,7 +27,7 @@ use crate::protocol::{NodeId, limits};
 use crate::store::StoreStats;
 use crate::telemetry::Metrics;
 use crate::tenant::{CODE_MS, KeyKind};
-use crate::transport::{Body, Connection, Limits, Outbox, Service, Stream, answer, upgrade};
+use crate::transport::{Body, Connection, Limits, Outbox, Rates, Service, Stream, answer, upgrade};
 
 /// Rows in one answer.
 pub(super) const ROWS_MAX: usize = 1_000;
@@ -76,7 +76,7 @@ impl Routes {
                 self.session_socket(&mut request, peer)
             }
             "/ws/node" if self.serves != Serves::Sessions => self.node_socket(&mut request, peer),
-            "/api/v1/session-tokens" => self.session_token(request).await,
+            "/api/v1/session-tokens" => self.session_token(request, peer).await,
             "/v1/speech/translate" if self.has_gateway() => self.translate(request, peer).await,
             "/v1/stream" if self.has_gateway() => self.stream(&mut request, peer),
             "/openapi.json" => super::documents::openapi(),
@@ -151,7 +151,7 @@ impl Routes {
             let t = &version.config.transport;
             (session_limits(t), t.session_outbox_frames_max)
         });
-        let pass = match self.admit(KeyKind::Session, request) {
+        let pass = match self.admit(KeyKind::Session, request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
@@ -178,7 +178,7 @@ impl Routes {
             let t = &version.config.transport;
             (node_limits(t), t.node_outbox_frames_max)
         });
-        let pass = match self.admit(KeyKind::Node, request) {
+        let pass = match self.admit(KeyKind::Node, request, peer.ip()) {
             Ok(pass) => pass,
             Err(refusal) => return refusal,
         };
@@ -273,6 +273,11 @@ pub(super) fn session_limits(t: &config::Transport) -> Limits {
         // What is told together leaves together.
         write_buffer_bytes: 4 * 1024,
         outbox_bytes_max: t.session_outbox_bytes_max,
+        rates: Rates {
+            bytes: t.session_bytes_per_second,
+            frames: t.session_frames_per_second,
+            controls: t.session_controls_per_second,
+        },
         ping_interval: Duration::from_millis(t.ping_interval_ms),
         pong_timeout: Duration::from_millis(t.pong_timeout_ms),
         write_progress_timeout: Duration::from_millis(t.write_progress_timeout_ms),
@@ -287,6 +292,11 @@ fn node_limits(t: &config::Transport) -> Limits {
         message_bytes_max: t.node_message_bytes_max,
         read_buffer_bytes: t.node_read_buffer_bytes,
         outbox_bytes_max: t.node_outbox_bytes_max,
+        rates: Rates {
+            bytes: t.node_bytes_per_second,
+            frames: t.node_frames_per_second,
+            controls: t.node_controls_per_second,
+        },
         ..session_limits(t)
     }
 }

@@ -29,7 +29,7 @@ use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
 use crate::tenant::{Account, Denied, Keys, Pairings};
-use crate::transport::{Connection, Outbox, Tls};
+use crate::transport::{Connection, House, Outbox, Tls};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
 const PROGRESS_MAX: usize = 1_024;
@@ -66,6 +66,8 @@ pub(super) struct Shared {
     /// Keys, and who is here by the grace of one.
     pub(super) keys: Keys,
     pub(super) watch: Watch,
+    /// Who is here, whatever they came for.
+    pub(super) house: House,
     /// The public API.
     pub(super) gateway: super::gateway::Gateway,
     /// Codes that pair a session with a node.

@@ -6,7 +6,7 @@
 //! that suddenly means this host it can read them too. The first is seen by what browsers say of
 //! the page (`Sec-Fetch-Site`, `Origin`), the second by the name they came by (`Host`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, header};
@@ -20,8 +20,8 @@ pub(super) enum Whence {
     Here,
     /// From this host, by a name that anybody may have given it.
     Renamed,
-    /// From another host.
-    Elsewhere,
+    /// From another host, at this address.
+    Elsewhere(IpAddr),
 }
 
 impl Whence {
@@ -31,7 +31,7 @@ impl Whence {
         config: &config::Transport,
     ) -> Self {
         if !peer.ip().to_canonical().is_loopback() {
-            return Whence::Elsewhere;
+            return Whence::Elsewhere(peer.ip());
         }
         // Who names no host is no browser.
         let named = request.headers().get_all(header::HOST).iter();
@@ -40,6 +40,16 @@ impl Whence {
         match named.all(|host| host.is_some_and(|host| ours(host.host()))) {
             true => Whence::Here,
             false => Whence::Renamed,
+        }
+    }
+}
+
+impl Whence {
+    /// The address it is.
+    pub(super) fn address(self) -> IpAddr {
+        match self {
+            Whence::Here | Whence::Renamed => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Whence::Elsewhere(address) => address,
         }
     }
 }
@@ -157,7 +167,8 @@ mod tests {
             Whence::of(&bare, "[::ffff:127.0.0.1]:4".parse().unwrap(), &config),
             Whence::Here
         );
-        assert_eq!(Whence::of(&bare, "10.0.0.1:4".parse().unwrap(), &config), Whence::Elsewhere);
+        let away: SocketAddr = "10.0.0.1:4".parse().unwrap();
+        assert_eq!(Whence::of(&bare, away, &config), Whence::Elsewhere(away.ip()));
         let two = asked("GET", "/", &[("host", "localhost"), ("host", "evil.example")]);
         assert_eq!(Whence::of(&two, here, &config), Whence::Renamed);
     }

@@ -7,12 +7,11 @@ use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use super::Denied;
-use super::bucket::{Bucket, Rate};
 use super::usage::{Counted, Families, Meter, Usage, Used};
 use crate::config::{self, Live, Tenants};
 use crate::protocol::Pair;
 use crate::protocol::job::Outcome;
-use crate::telemetry::{Metrics, Now};
+use crate::telemetry::{Bucket, Metrics, Now, Rate};
 
 /// Tenants that are not listed and have an account of their own: names prove nothing, and whoever
 /// opens sessions can make them up. Further ones share the account called [`OTHER`].

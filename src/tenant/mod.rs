@@ -7,7 +7,6 @@
 
 mod account;
 mod admission;
-mod bucket;
 mod keys;
 mod pairing;
 #[cfg(test)]

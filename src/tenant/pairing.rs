@@ -5,13 +5,13 @@
 //! when there are too many in all. Whoever is right at the first attempt is never kept waiting.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use papaya::HashMap;
 
 use crate::protocol::NodeId;
-use crate::telemetry::Now;
+use crate::telemetry::{Bucket, Now, Rate};
 
 /// How long a code is good, in milliseconds.
 pub const CODE_MS: u64 = 300_000;
@@ -19,14 +19,22 @@ pub const CODE_MS: u64 = 300_000;
 const CODES_MAX: usize = 1_000;
 /// Random codes tried before none is found.
 const TRIES: usize = 64;
-/// Time over which wrong codes are counted, in microseconds.
-const WINDOW_US: u64 = 60_000_000;
-/// Wrong codes in a window from one address.
+/// Time in which as many wrong codes as follow may be offered, in milliseconds.
+const WRONG_MS: u64 = 60_000;
+/// Wrong codes from one address.
 const WRONG_OF_ONE_MAX: u64 = 5;
-/// Wrong codes in a window from all.
+/// Wrong codes from all.
 const WRONG_OF_ALL_MAX: u64 = 60;
 /// Addresses whose wrong codes are counted apart.
 const ADDRESSES_MAX: usize = 4_096;
+
+fn of_one() -> Rate {
+    Rate::new(WRONG_OF_ONE_MAX, WRONG_MS)
+}
+
+fn of_all() -> Rate {
+    Rate::new(WRONG_OF_ALL_MAX, WRONG_MS)
+}
 
 /// Why a code was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -45,40 +53,14 @@ struct Pairing {
     until_us: u64,
 }
 
-/// Wrong codes in the window that began at `begun`.
-#[derive(Debug, Default)]
-struct Wrong {
-    begun: AtomicU64,
-    count: AtomicU64,
-}
-
-impl Wrong {
-    fn window(now: Now) -> u64 {
-        now.us / WINDOW_US
-    }
-
-    fn so_far(&self, now: Now) -> u64 {
-        match self.begun.load(SeqCst) == Self::window(now) {
-            true => self.count.load(SeqCst),
-            false => 0,
-        }
-    }
-
-    fn note(&self, now: Now) {
-        let window = Self::window(now);
-        if self.begun.swap(window, SeqCst) != window {
-            self.count.store(0, SeqCst);
-        }
-        self.count.fetch_add(1, SeqCst);
-    }
-}
-
 /// The codes that are good now.
 #[derive(Debug, Default)]
 pub struct Pairings {
     codes: HashMap<u32, Pairing, RandomState>,
-    wrong: HashMap<IpAddr, std::sync::Arc<Wrong>, RandomState>,
-    wrong_of_all: Wrong,
+    /// Wrong codes that an address may still offer.
+    wrong: HashMap<IpAddr, Arc<Bucket>, RandomState>,
+    /// Those that all of them may.
+    wrong_of_all: Bucket,
 }
 
 impl Pairings {
@@ -107,11 +89,8 @@ impl Pairings {
 
     /// The node that the code from this address is for. It is used up with that.
     pub fn redeem(&self, text: &str, from: IpAddr, now: Now) -> Result<NodeId, NotPaired> {
-        let tried = self.wrong.pin().get(&from).map_or(0, |wrong| wrong.so_far(now));
-        let all = self.wrong_of_all.so_far(now);
-        if tried >= WRONG_OF_ONE_MAX || (tried > 0 && all >= WRONG_OF_ALL_MAX) {
-            let left_us = WINDOW_US - now.us % WINDOW_US;
-            return Err(NotPaired::TooMany(left_us.div_ceil(1_000)));
+        if let Some(wait_ms) = self.must_wait(from, now) {
+            return Err(NotPaired::TooMany(wait_ms));
         }
         let digits = text.len() == 6 && text.bytes().all(|byte| byte.is_ascii_digit());
         let code = text.parse::<u32>().ok().filter(|_| digits);
@@ -125,14 +104,23 @@ impl Pairings {
         }
     }
 
+    /// How long who was wrong before has to wait, in milliseconds.
+    fn must_wait(&self, from: IpAddr, now: Now) -> Option<u64> {
+        let wrong = self.wrong.pin();
+        let own = wrong.get(&from).filter(|own| !own.is_full(now))?;
+        let wait_ms =
+            own.wait_for(of_one(), 1, now).max(self.wrong_of_all.wait_for(of_all(), 1, now));
+        (wait_ms > 0).then_some(wait_ms)
+    }
+
     fn note_wrong(&self, from: IpAddr, now: Now) {
-        self.wrong_of_all.note(now);
+        self.wrong_of_all.overdraw(of_all(), 1, now);
         let wrong = self.wrong.pin();
         if wrong.len() >= ADDRESSES_MAX {
-            wrong.retain(|_, of| of.so_far(now) > 0);
+            wrong.retain(|_, of| !of.is_full(now));
         }
         if wrong.len() < ADDRESSES_MAX {
-            wrong.get_or_insert_with(from, Default::default).note(now);
+            wrong.get_or_insert_with(from, Default::default).overdraw(of_one(), 1, now);
         }
     }
 }
@@ -173,11 +161,11 @@ mod tests {
         for _ in 0..WRONG_OF_ONE_MAX {
             assert_eq!(pairings.redeem("x", HERE, at(50)), Err(NotPaired::Invalid));
         }
-        assert_eq!(pairings.redeem(&code, HERE, at(50)), Err(NotPaired::TooMany(10_000)));
+        assert_eq!(pairings.redeem(&code, HERE, at(50)), Err(NotPaired::TooMany(12_000)));
         let other = |n: u8| IpAddr::from([10, 0, 0, n]);
         assert_eq!(pairings.redeem(&code, other(1), at(50)), Ok(NodeId::from("n1")));
         let code = made(&pairings, 59);
-        assert_eq!(pairings.redeem(&code, HERE, at(60)), Ok(NodeId::from("n1")));
+        assert_eq!(pairings.redeem(&code, HERE, at(62)), Ok(NodeId::from("n1")));
     }
 
     #[test]

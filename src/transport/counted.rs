@@ -35,6 +35,11 @@ impl<S> Counted<S> {
         self.frames_in.between_messages()
     }
 
+    /// Frames that the peer has begun, and how many of them are control frames.
+    pub fn frames_in(&self) -> (u64, u64) {
+        self.frames_in.count()
+    }
+
     /// Bytes read from the peer so far.
     pub fn bytes_in(&self) -> u64 {
         self.bytes_in

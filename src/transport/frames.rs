@@ -10,6 +10,10 @@ pub(super) struct Frames {
     at: At,
     /// A message of several frames has begun and its last one has not.
     in_pieces: bool,
+    /// Frames that have begun, control frames among them.
+    begun: u64,
+    /// Pings, pongs and close frames among these.
+    controls: u64,
 }
 
 /// What the next byte is.
@@ -49,6 +53,8 @@ impl Frames {
                 }
                 At::Start => {
                     let is_control = first & 0x08 != 0;
+                    self.begun += 1;
+                    self.controls += u64::from(is_control);
                     if !is_control {
                         self.in_pieces = first & 0x80 == 0;
                     }
@@ -72,6 +78,11 @@ impl Frames {
             };
             bytes = rest;
         }
+    }
+
+    /// Frames that have begun, and how many of them are pings, pongs and close frames.
+    pub(super) fn count(&self) -> (u64, u64) {
+        (self.begun, self.controls)
     }
 
     /// Whether all that passed is whole messages.
@@ -125,14 +136,22 @@ mod tests {
             let mut stops: Vec<usize> = cuts.iter().map(|cut| cut.index(wire.len())).collect();
             stops.extend(&ends);
             stops.sort_unstable();
-            let mut frames = Frames::default();
-            let mut from = 0;
+            let (mut frames, mut from) = (Frames::default(), 0);
             for to in stops {
                 frames.pass(&wire[from..to]);
                 prop_assert_eq!(frames.between_messages(), ends.contains(&to), "at byte {}", to);
                 from = to;
             }
         }
+    }
+
+    #[test]
+    fn frames_are_counted_and_control_frames_apart() {
+        let mut frames = Frames::default();
+        frames.pass(&written(Frame::message(vec![1], OpCode::Data(Data::Text), false), true));
+        frames.pass(&written(Frame::ping(vec![2; 5]), true));
+        frames.pass(&written(Frame::message(vec![], OpCode::Data(Data::Continue), true), true));
+        assert_eq!(frames.count(), (3, 1));
     }
 
     #[test]

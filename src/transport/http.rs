@@ -7,7 +7,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,6 +30,7 @@ use super::listen::Listen;
 use super::pipe::Stream;
 use super::socket::WebSocket;
 use super::tls::TlsDoor;
+use super::visitors::{Visitor, VisitorLimits, Visitors};
 use super::websocket::{Limits, server_socket};
 use crate::config::Live;
 
@@ -78,9 +79,6 @@ impl Default for HttpLimits {
 const BUFFER_BYTES_MIN: usize = 8 * 1024;
 /// Pause after `accept` failed for want of something: trying at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The answer to a connection too many.
-const FULL_HOUSE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
-    retry-after: 1\r\ncontent-length: 0\r\n\r\n";
 
 /// How those who come to a listener are let in.
 #[derive(Clone)]
@@ -113,13 +111,16 @@ pub async fn serve<L: Listen, S: Service>(
             _ = &mut shutdown => return,
             accepted = accept(&listener) => accepted,
         };
-        let Some(permit) = house.admit() else {
-            // Without waiting for the question: it costs one write and no task. Who expects TLS
-            // would not understand it.
-            let words = if tls.is_none() { FULL_HOUSE } else { &[] };
-            let outcome = L::turn_away(tcp, words);
-            tracing::debug!(%peer, ?outcome, "too many connections");
-            continue;
+        let permit = match house.admit(peer.ip()) {
+            Ok(permit) => permit,
+            Err(full) => {
+                // Without waiting for the question: it costs one write and no task. Who expects
+                // TLS would not understand it.
+                let words = if tls.is_none() { full.words() } else { String::new() };
+                let outcome = L::turn_away(tcp, words.as_bytes());
+                tracing::debug!(%peer, ?full, ?outcome, "too many connections");
+                continue;
+            }
         };
         if let Err(error) = L::set_nodelay(&tcp) {
             tracing::debug!(%peer, %error, "peer left before it was served");
@@ -248,12 +249,21 @@ fn pause_after(error: &io::Error) -> Option<Duration> {
 pub struct House {
     open: Arc<AtomicUsize>,
     connections_max: Arc<Live<usize>>,
+    visitors: Arc<Visitors>,
 }
 
 impl House {
     /// Room for so many sockets at once, WebSockets included.
-    pub fn new(connections_max: impl Into<Live<usize>>) -> Self {
-        Self { open: Arc::default(), connections_max: Arc::new(connections_max.into()) }
+    pub fn new(connections_max: impl Into<Live<usize>>, each: VisitorLimits) -> Self {
+        let visitors = Arc::new(Visitors::new(each));
+        let connections_max = Arc::new(connections_max.into());
+        Self { open: Arc::default(), connections_max, visitors }
+    }
+
+    /// Somebody from that address showed a credential that is not good; who does so too often is
+    /// turned away for a while.
+    pub fn failed(&self, address: IpAddr) {
+        self.visitors.failed(address);
     }
 
     /// Sockets open now.
@@ -261,20 +271,50 @@ impl House {
         self.open.load(Ordering::Acquire)
     }
 
-    fn admit(&self) -> Option<Permit> {
+    fn admit(&self, address: IpAddr) -> Result<Permit, NoRoom> {
+        let visitor = self.visitors.enter(address).map_err(NoRoom::OfThem)?;
         let max = self.connections_max.with(|max| *max);
         let room = |open: usize| (open < max).then_some(open + 1);
-        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
-        Some(Permit(Arc::clone(&self.open)))
+        match self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room) {
+            Ok(_) => Ok(Permit(Arc::clone(&self.open), visitor)),
+            Err(_) => {
+                visitor.iter().for_each(|visitor| visitor.leave());
+                Err(NoRoom::OfAll)
+            }
+        }
     }
 }
 
-/// One open socket's place in the count.
-struct Permit(Arc<AtomicUsize>);
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoRoom {
+    /// There is none for anybody.
+    OfAll,
+    /// There is none for this address, for so many seconds.
+    OfThem(u64),
+}
+
+impl NoRoom {
+    /// What a connection is told that did not ask anything yet.
+    fn words(self) -> String {
+        let (status, seconds) = match self {
+            NoRoom::OfAll => ("503 Service Unavailable", 1),
+            NoRoom::OfThem(seconds) => ("429 Too Many Requests", seconds),
+        };
+        format!(
+            "HTTP/1.1 {status}\r\nconnection: close\r\nretry-after: {seconds}\r\n\
+             content-length: 0\r\n\r\n"
+        )
+    }
+}
+
+/// One open socket's place in the count, of all and of its address.
+struct Permit(Arc<AtomicUsize>, Option<Arc<Visitor>>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+        self.1.iter().for_each(|visitor| visitor.leave());
     }
 }
 

@@ -15,6 +15,8 @@ mod outbox;
 mod pipe;
 mod socket;
 mod tls;
+mod toll;
+mod visitors;
 mod websocket;
 
 pub use body::Body;
@@ -25,4 +27,6 @@ pub use pipe::{Client, Heard, Stream, pipe};
 pub use socket::WebSocket;
 pub use tls::{Reading, Side, Tls, TlsDoor};
 pub use tokio_tungstenite::tungstenite::Utf8Bytes;
+pub use toll::Rates;
+pub use visitors::VisitorLimits;
 pub use websocket::{Connection, Event, Gone, Limits, server_socket, websocket_config};

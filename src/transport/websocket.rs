@@ -26,6 +26,7 @@ use tokio_tungstenite::tungstenite::{Utf8Bytes, error::CapacityError};
 
 use super::outbox::Outbox;
 use super::socket::WebSocket;
+use super::toll::{Excess, Rates, Toll};
 
 /// What one connection may cost and how long its peer may take.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct Limits {
     pub write_buffer_bytes: usize,
     /// Largest outgoing frame, in bytes: at least the byte bound of the connection's outbox.
     pub outbox_bytes_max: usize,
+    /// What the peer may send in a second.
+    pub rates: Rates,
     /// Silence from the peer after which a ping is sent.
     pub ping_interval: Duration,
     /// Further silence after that ping before the peer is given up.
@@ -79,6 +82,8 @@ pub enum Gone {
     PongMissing,
     /// No message came within `first_message_timeout`.
     FirstMessageLate,
+    /// The peer sent more frames than `Limits::rates` allow; it was told 1008.
+    TooFast,
     /// A message or frame exceeded `message_bytes_max`; the peer was told 1009.
     TooLarge,
     /// The peer broke the protocol; it was told 1002, or 1007 for text that is not UTF-8.
@@ -100,6 +105,7 @@ impl Gone {
             Self::WriteStalled => "write_stalled",
             Self::PongMissing => "pong_missing",
             Self::FirstMessageLate => "first_message_late",
+            Self::TooFast => "too_fast",
             Self::TooLarge => "too_large",
             Self::ProtocolError(_) => "protocol_error",
             Self::Io(_) => "io",
@@ -188,6 +194,10 @@ pub struct Connection<S, T> {
     first_message_due: Option<Instant>,
     /// The owner wants no more messages for now.
     paused: bool,
+    toll: Toll,
+    begun: Instant,
+    /// Nothing is read before, because too many bytes came.
+    slow_until: Option<Instant>,
     /// Whose turn it is when both an incoming message and a `Written` could be reported.
     reads_first: bool,
     /// The end `Connection::close` asks for; goes before a request in the outbox.
@@ -297,6 +307,9 @@ impl<S, T> Connection<S, T> {
             passed: (0, 0),
             first_message_due: now.checked_add(limits.first_message_timeout),
             paused: false,
+            toll: Toll::new(limits.rates),
+            begun: now,
+            slow_until: None,
             reads_first: false,
             close_wanted: None,
             timer: Box::pin(sleep_until(now)),
@@ -343,10 +356,10 @@ impl<S, T> Connection<S, T> {
                 let patience = self.limits.write_progress_timeout;
                 let stall = self.stalled.and_then(|stall| stall.since.checked_add(patience));
                 let broken = self.broken.as_ref().and_then(|(_, due)| *due);
-                let (silence, first) = if self.paused {
-                    (None, None)
-                } else {
-                    (self.silence_due(), self.first_message_due)
+                let (silence, first) = match (self.paused, self.slow_until) {
+                    (true, _) => (None, None),
+                    (false, Some(until)) => (Some(until), None),
+                    (false, None) => (self.silence_due(), self.first_message_due),
                 };
                 let rest = self.stream.is_awake().then_some(self.rest_due);
                 [stall, broken, silence, first, rest].into_iter().flatten().min()
@@ -569,12 +582,12 @@ where
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Event<T>, End>> {
-        if self.paused {
+        if self.paused || self.slow_until.is_some() {
             return Poll::Pending;
         }
         for _ in 0..SILENT_MESSAGES {
             let message = Pin::new(&mut self.stream).poll_next(context);
-            self.note_inbound();
+            self.note_inbound()?;
             let event = match ready!(message) {
                 Some(Ok(Message::Text(text))) => Event::Text(text),
                 Some(Ok(Message::Binary(bytes))) => Event::Binary(bytes),
@@ -603,12 +616,24 @@ where
     }
 
     /// Any byte is a sign of life, also one of a message that is not complete yet.
-    fn note_inbound(&mut self) {
+    fn note_inbound(&mut self) -> Result<(), End> {
         let bytes_in = self.bytes_in();
-        if bytes_in != self.heard_bytes {
-            self.heard_bytes = bytes_in;
-            self.heard_at = Instant::now();
-            self.pinged_at = None;
+        if bytes_in == self.heard_bytes {
+            return Ok(());
+        }
+        self.heard_bytes = bytes_in;
+        self.heard_at = Instant::now();
+        self.pinged_at = None;
+        let (frames, controls) = self.stream.io().frames_in();
+        let now_us = self.heard_at.duration_since(self.begun).as_micros() as u64;
+        match self.toll.charge([bytes_in, frames, controls], now_us) {
+            Ok(()) => Ok(()),
+            Err(Excess::Frames) => Err(End::rule_broken(Gone::TooFast, 1008, "too many frames")),
+            // What was read is still acted upon.
+            Err(Excess::Bytes(wait)) => {
+                self.slow_until = self.heard_at.checked_add(wait);
+                Ok(())
+            }
         }
     }
 
@@ -632,7 +657,12 @@ where
         if passed(Some(self.rest_due)) {
             self.rest_if_quiet(now);
         }
-        if self.paused {
+        if passed(self.slow_until) {
+            // The silence so far was ours.
+            self.slow_until = None;
+            self.heard_at = now;
+        }
+        if self.paused || self.slow_until.is_some() {
             return Ok(());
         }
         if passed(self.first_message_due) {

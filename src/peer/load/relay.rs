@@ -17,8 +17,8 @@ use tokio::net::TcpListener;
 
 use super::head;
 use crate::transport::{
-    Body, Connection, Entrance, Event, Frame, House, HttpLimits, Limits, Outbox, Service, Stream,
-    answer, serve, upgrade,
+    Body, Connection, Entrance, Event, Frame, House, HttpLimits, Limits, Outbox, Rates, Service,
+    Stream, VisitorLimits, answer, serve, upgrade,
 };
 
 /// Sockets open at once.
@@ -62,7 +62,7 @@ impl Relay {
     /// Relays until told to stop.
     pub async fn run(self, stop: impl Future) {
         let board = Arc::new(Switchboard::default());
-        let house = House::new(CONNECTIONS_MAX);
+        let house = House::new(CONNECTIONS_MAX, VisitorLimits::default());
         let entrance = Entrance { house, limits: HttpLimits::default(), tls: None };
         serve(self.listener, board, entrance, stop).await;
     }
@@ -188,6 +188,7 @@ fn limits(read_buffer_bytes: usize) -> Limits {
         read_buffer_bytes,
         write_buffer_bytes: 0,
         outbox_bytes_max: OUTBOX_BYTES,
+        rates: Rates::default(),
         ping_interval: patience,
         pong_timeout: patience,
         write_progress_timeout: patience,

@@ -28,7 +28,7 @@ use crate::config;
 use crate::protocol::gateway::{Done, Failed, Terms, Told, Translation, session_init, utterance};
 use crate::protocol::{ErrorCode, Lang, Pair};
 use crate::tenant::{Account, KeyKind, Pass};
-use crate::transport::{Body, Connection, Limits, Outbox};
+use crate::transport::{Body, Connection, Limits, Outbox, Rates};
 use answer::Refused;
 use form::Form;
 use inside::Inside;
@@ -76,7 +76,7 @@ impl Routes {
         request: &Request<Incoming>,
         peer: SocketAddr,
     ) -> Result<Guest, Response<Body>> {
-        let pass = self.admit(KeyKind::Session, request)?;
+        let pass = self.admit(KeyKind::Session, request, peer.ip())?;
         let shared = Arc::clone(&self.shared);
         let account = shared.scheduler.accounts().of(pass.tenant.as_deref());
         Ok(Guest { shared, peer, pass, account })
@@ -145,6 +145,7 @@ impl Guest {
     fn limits(&self) -> Limits {
         self.shared.settings.with(|version| Limits {
             message_bytes_max: encoded(version.config.gateway.recording_bytes_max),
+            rates: Rates::default(),
             ..session_limits(&version.config.transport)
         })
     }

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::*;
-use crate::transport::{Connection, Event, Frame, Outbox};
+use crate::transport::{Connection, Event, Frame, Outbox, Rates};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -21,6 +21,7 @@ fn websocket_limits() -> Limits {
         read_buffer_bytes: 1024,
         write_buffer_bytes: 2048,
         outbox_bytes_max: 8 * 1024,
+        rates: Rates::default(),
         ping_interval: SOON,
         pong_timeout: SOON,
         write_progress_timeout: SOON,
@@ -86,7 +87,7 @@ struct Running {
 }
 
 async fn running(limits: HttpLimits) -> Running {
-    running_in(House::new(16), limits).await
+    running_in(House::new(16, VisitorLimits::default()), limits).await
 }
 
 async fn running_in(house: House, limits: HttpLimits) -> Running {
@@ -190,7 +191,7 @@ async fn headers_are_bounded() {
 
 #[tokio::test]
 async fn the_count_covers_websockets_until_they_end() {
-    let server = running_in(House::new(1), HttpLimits::default()).await;
+    let server = running_in(House::new(1, VisitorLimits::default()), HttpLimits::default()).await;
     let mut socket = server.echo_socket().await.unwrap();
     assert!(says_back(&mut socket, "upgraded").await);
     // It closes without having read, so the request it never looks at may reset the connection.
@@ -215,7 +216,7 @@ async fn the_count_covers_websockets_until_they_end() {
 
 #[tokio::test]
 async fn the_count_covers_plain_connections() {
-    let server = running_in(House::new(2), HttpLimits::default()).await;
+    let server = running_in(House::new(2, VisitorLimits::default()), HttpLimits::default()).await;
     let ask = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     for _ in 0..20 {
         // Each gives its place back, if not before its last byte then soon after.

@@ -28,6 +28,7 @@ fn limits() -> Limits {
         read_buffer_bytes: 1024,
         write_buffer_bytes: 2048,
         outbox_bytes_max: 256 * 1024,
+        rates: Rates::default(),
         ping_interval: 20 * SECOND,
         pong_timeout: 10 * SECOND,
         write_progress_timeout: 5 * SECOND,

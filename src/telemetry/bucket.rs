@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::telemetry::Now;
+use super::stage::Now;
 
 /// How fast units come in, and the most that are saved.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rate {
+pub struct Rate {
     /// Units that come in within `span_us`, and the most that are saved. Not 0.
     units: u64,
     span_us: u64,
@@ -14,12 +14,12 @@ pub(super) struct Rate {
 
 impl Rate {
     /// So many units each `span_ms` milliseconds. Neither is 0.
-    pub(super) fn new(units: u64, span_ms: u64) -> Self {
+    pub fn new(units: u64, span_ms: u64) -> Self {
         Self { units, span_us: span_ms * 1_000 }
     }
 
     /// The most that are saved.
-    pub(super) fn units(self) -> u64 {
+    pub fn units(self) -> u64 {
         self.units
     }
 
@@ -41,7 +41,7 @@ impl Rate {
 /// algorithm): one word is all of it, and nobody has to fill it. The rate may be another at each
 /// use: what is owed is owed as time.
 #[derive(Debug, Default)]
-pub(super) struct Bucket {
+pub struct Bucket {
     /// When it will be full, monotonic microseconds; in the past if it is.
     full_at_us: AtomicU64,
 }
@@ -49,7 +49,7 @@ pub(super) struct Bucket {
 impl Bucket {
     /// Takes so many units if they are there; else says in how many milliseconds they will be.
     /// More than it ever holds are taken when it is full, and leave it in debt.
-    pub(super) fn take(&self, rate: Rate, units: u64, now: Now) -> Result<(), u64> {
+    pub fn take(&self, rate: Rate, units: u64, now: Now) -> Result<(), u64> {
         let cost = rate.time_of(units);
         let fits = |full_at: u64| {
             let from = full_at.max(now.us);
@@ -59,9 +59,19 @@ impl Bucket {
         taken.map(drop).map_err(|full_at| rate.wait_ms(full_at, cost, now))
     }
 
+    /// In how many milliseconds so many units are there; 0 if they are. Nothing is taken.
+    pub fn wait_for(&self, rate: Rate, units: u64, now: Now) -> u64 {
+        rate.wait_ms(self.full_at_us.load(SeqCst).max(now.us), rate.time_of(units), now)
+    }
+
+    /// Whether nothing is missing.
+    pub fn is_full(&self, now: Now) -> bool {
+        self.full_at_us.load(SeqCst) <= now.us
+    }
+
     /// Takes so many units, there or not; says in how many milliseconds as many are there again,
     /// which is 0 if they are.
-    pub(super) fn overdraw(&self, rate: Rate, units: u64, now: Now) -> u64 {
+    pub fn overdraw(&self, rate: Rate, units: u64, now: Now) -> u64 {
         let cost = rate.time_of(units);
         let owe = |full_at: u64| Some(full_at.max(now.us) + cost);
         let before = self.full_at_us.fetch_update(SeqCst, SeqCst, owe).unwrap_or(0);
@@ -69,7 +79,7 @@ impl Bucket {
     }
 
     /// Units that can be taken now, and in how many milliseconds it will be full.
-    pub(super) fn left(&self, rate: Rate, now: Now) -> (u64, u64) {
+    pub fn left(&self, rate: Rate, now: Now) -> (u64, u64) {
         let owed_us = self.full_at_us.load(SeqCst).saturating_sub(now.us);
         let held_us = rate.span_us.saturating_sub(owed_us);
         let units = u128::from(held_us) * u128::from(rate.units) / u128::from(rate.span_us);
