@@ -303,3 +303,23 @@ async fn what_a_tenant_had_before_a_restart_counts_after_it() {
     late.send(init("acme")).await;
     limited(&mut late).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_much_speech_is_held_as_there_is_room_for_and_the_rest_is_refused() {
+    let server = TestServer::start(|c| c.job.audio_bytes_max = 64 * 1024).await;
+    let (mut client, id) = opened(&server, "acme").await;
+    // 48,000 bytes, which wait for a node.
+    client.chunk(&id, 0, &speech(1_500), true).await;
+    server.until_metric("utterd_audio_held_bytes", 48_000.0).await;
+    client.chunk(&id, 1, &speech(1_000), true).await;
+    let refused = client.expect("error").await;
+    assert_eq!(refused["code"], "OVERLOADED");
+    server.until_metric("utterd_jobs_refused_total{why=\"memory_full\"}", 1.0).await;
+    let mut node = server.node("n1", &["zh", "en"]).await;
+    let job = node.assignment().await;
+    node.answer(&job, "first").await;
+    server.until_metric("utterd_audio_held_bytes", 0.0).await;
+    client.chunk(&id, 2, &speech(1_000), true).await;
+    let job = node.assignment().await;
+    assert_eq!(audio_of(&job).len(), 32_000);
+}

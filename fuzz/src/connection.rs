@@ -20,6 +20,7 @@ const OUTBOX_BYTES: usize = 3_000;
 fn limits() -> Limits {
     let seconds = Duration::from_secs;
     Limits {
+        rates: utterd::transport::Rates::default(),
         message_bytes_max: MESSAGE_MAX,
         read_buffer_bytes: 512,
         write_buffer_bytes: 256,

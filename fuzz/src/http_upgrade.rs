@@ -27,6 +27,7 @@ struct Gate {
 fn limits() -> Limits {
     let seconds = Duration::from_secs;
     Limits {
+        rates: utterd::transport::Rates::default(),
         message_bytes_max: 2_000,
         read_buffer_bytes: 512,
         write_buffer_bytes: 256,
@@ -87,7 +88,7 @@ pub fn run(input: &[u8]) {
 
 async fn ask(gate: Arc<Gate>, asked: &[u8], cuts: &[usize]) -> Vec<u8> {
     let (listener, street) = door();
-    let house = House::new(4);
+    let house = House::new(4, utterd::transport::VisitorLimits::default());
     let entrance = Entrance { house: house.clone(), limits: HttpLimits::default(), tls: None };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(serve(listener, gate, entrance, stopped));

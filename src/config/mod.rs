@@ -539,6 +539,8 @@ section! {
         /// Jobs waiting for a node; further ones are refused, but of tenants that have less than
         /// their share of the queue.
         queue_max: usize = 20_000, "jobs", from_to(1, 10_000_000);
+        /// Bytes of speech of jobs that are not settled, about; further ones are refused.
+        audio_bytes_max: usize = 1_073_741_824, "bytes", from_to(64 * KIB, 1_024 * GIB);
         /// Jobs that are not settled, waiting ones among them; further ones are refused.
         live_max: usize = 100_000, "jobs", from_to(1, 10_000_000);
         /// Settled jobs kept in memory for questions about them.

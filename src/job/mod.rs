@@ -20,7 +20,7 @@ mod table;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use arc_swap::ArcSwapOption;
 use crossbeam::queue::{ArrayQueue, SegQueue};
@@ -193,6 +193,8 @@ pub struct Scheduler {
     parked: SegQueue<Arc<Job>>,
     /// Jobs taken back from an earlier life of the server.
     restored: AtomicU32,
+    /// Bytes of speech of jobs that have not ended.
+    held: AtomicUsize,
     /// Ended jobs that can still be explained, oldest first.
     history: ArrayQueue<JobId>,
     boot_epoch: u32,
@@ -221,6 +223,7 @@ impl Scheduler {
             admission,
             parked: SegQueue::new(),
             restored: AtomicU32::new(0),
+            held: AtomicUsize::new(0),
             history: ArrayQueue::new(history_max.max(1)),
             boot_epoch: boot_epoch & 0x00FF_FFFF,
             config,
@@ -274,7 +277,25 @@ impl Scheduler {
     }
 
     fn admit(&self, speaker: &Speaker, of: &Submission, now: Now) -> Result<(), Denied> {
+        let max = self.config.with(|job| job.audio_bytes_max);
+        if self.held.load(SeqCst).saturating_add(of.audio.held_len()) > max {
+            return Err(Denied::MemoryFull);
+        }
         self.admission.admit(&speaker.account, &speaker.open, of.spec.audio_ms, now)
+    }
+
+    /// So much more speech is in memory.
+    fn hold(&self, bytes: usize) {
+        let held = self.held.fetch_add(bytes, SeqCst) + bytes;
+        self.metrics.audio_held_bytes.set(held as i64);
+    }
+
+    /// The speech of a job that has ended is not needed any more.
+    fn let_go(&self, job: &Job) {
+        let bytes = job.audio.swap(None).map_or(0, |audio| audio.held_len());
+        let before = self.held.fetch_sub(bytes, SeqCst);
+        assert!(before >= bytes, "speech of {} was let go twice", job.id);
+        self.metrics.audio_held_bytes.set((before - bytes) as i64);
     }
 
     /// A new job enters the tables and the queue.
@@ -371,6 +392,7 @@ impl Scheduler {
             turn.close();
         }
         let place = (Arc::clone(speaker), turn);
+        self.hold(audio.held_len());
         let job = Job {
             key,
             named,

@@ -528,7 +528,7 @@ impl Scheduler {
             attempts: before.attempts(),
             unix_ms: now.unix_ms,
         });
-        job.audio.store(None);
+        self.let_go(job);
         let asked = Pair { src: job.spec.src, tgt: job.spec.tgt };
         let (account, used) = (&job.speaker.account, (outcome, job.spec.audio_ms));
         self.admission.release(account, &job.speaker.open, asked, used);

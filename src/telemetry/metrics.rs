@@ -174,6 +174,8 @@ metrics! {
         "Seconds of audio in them, in the same way.";
     gauge jobs_live = "utterd_jobs_live"
         "Jobs not yet ended.";
+    gauge audio_held_bytes = "utterd_audio_held_bytes"
+        "Bytes of speech of jobs that have not ended.";
     gauge jobs_waiting = "utterd_jobs_waiting"
         "Jobs that wait for a slot.";
     counters attempts = "utterd_attempts_ended_total" ["why"]

@@ -92,6 +92,7 @@ const UNUSED_AUDIO: &[&str] =
     &["silence", "leading_silence", "session_lost", "draining", "invalid"];
 const REFUSALS: &[&str] = &[
     "server_full",
+    "memory_full",
     "queue_full",
     "session_full",
     "store_full",

@@ -27,6 +27,9 @@ pub enum Denied {
     /// The server holds as many unfinished jobs as it may.
     #[error("the server is at its limit of unfinished jobs")]
     ServerFull,
+    /// The server holds as much speech in memory as it may.
+    #[error("the server holds as much speech as it may")]
+    MemoryFull,
     /// Too many jobs wait for a node.
     #[error("too many utterances wait for a node")]
     QueueFull,
@@ -76,6 +79,7 @@ impl Denied {
     pub fn as_str(self) -> &'static str {
         match self {
             Denied::ServerFull => "server_full",
+            Denied::MemoryFull => "memory_full",
             Denied::QueueFull => "queue_full",
             Denied::SessionFull => "session_full",
             Denied::StoreFull => "store_full",

@@ -351,7 +351,7 @@ fn accept_waits_for_resources_but_not_for_one_lost_peer() {
 /// Opens `path` in a house of its own, and whether its server still has it after `pause`, in which
 /// all that comes is read or nothing is.
 async fn is_kept(path: &str, pause: Duration, reads: bool) -> bool {
-    let house = House::new(1);
+    let house = House::new(1, VisitorLimits::default());
     let server = running_in(house.clone(), HttpLimits::default()).await;
     let mut tcp = server.dial().await;
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
