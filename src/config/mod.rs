@@ -186,6 +186,11 @@ impl Server {
     }
 }
 
+/// The networks of the addresses that only this host has.
+fn this_host() -> Vec<String> {
+    vec!["127.0.0.0/8".to_owned(), "::1/128".to_owned()]
+}
+
 fn is_loopback(address: &str) -> bool {
     match address.parse::<SocketAddr>() {
         Ok(address) => address.ip().to_canonical().is_loopback(),
@@ -259,8 +264,8 @@ section! {
     Transport in "transport" live {
         /// Open connections of all kinds; further ones are refused.
         connections_max: usize = 20_000, "connections", from_to(1, 1_000_000);
-        /// Open connections from one address (of IPv6, from one /64); further ones are answered 429.
-        /// 0 is no limit.
+        /// Open connections from one address (of IPv6, from one /64); further ones are answered
+        /// 429. 0 is no limit.
         address_connections_max: usize = 256, "connections", from_to(0, 1_000_000), restart;
         /// New connections a second from one address, as many at once; further ones are answered
         /// 429. 0 is no limit.
@@ -269,7 +274,7 @@ section! {
         /// 429 for a while, whatever it shows. 0 is no limit.
         address_failures_per_minute: u32 = 30, "failures", from_to(0, 1_000_000), restart;
         /// Networks whose addresses are not counted: this host, and what stands in front of it.
-        unlimited_addresses: Vec<String> = vec!["127.0.0.0/8".into(), "::1/128".into()], "none", NETWORKS, restart;
+        unlimited_addresses: Vec<String> = this_host(), "none", NETWORKS, restart;
         /// Time a new connection has for its HTTP request head, and before that as much again for
         /// the TLS handshake.
         header_timeout_ms: u64 = 5_000, "ms", from_to(1, 10 * MINUTE_MS), restart;
@@ -281,8 +286,8 @@ section! {
         node_message_bytes_max: usize = 16_777_216, "bytes", from_to(4 * KIB, 256 * MIB), restart;
         /// Bytes a second from one session, as many at once; more is read as slowly. 0 is no limit.
         session_bytes_per_second: usize = 8_388_608, "bytes", from_to(0, GIB);
-        /// WebSocket frames a second from one session, as many at once; a session that sends more is
-        /// closed with 1008. 0 is no limit.
+        /// WebSocket frames a second from one session, as many at once; a session that sends more
+        /// is closed with 1008. 0 is no limit.
         session_frames_per_second: u32 = 4_000, "frames", from_to(0, 1_000_000);
         /// Pings, pongs and close frames among these.
         session_controls_per_second: u32 = 100, "frames", from_to(0, 1_000_000);

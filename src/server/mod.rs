@@ -54,7 +54,7 @@ pub use reload::{Reloaded, Source, Unreloaded};
 pub use rooms::room_json;
 pub use sessions::undelivered;
 
-use crate::config::{Config, DRAIN_MS_MAX, Faults, Loaded, Setter};
+use crate::config::{Config, DRAIN_MS_MAX, Faults, Loaded, Setter, Settings};
 use crate::job::Scheduler;
 use crate::node::Registry;
 use crate::node::pool::Publisher;
@@ -444,15 +444,28 @@ fn open_store(config: &Config) -> Result<Option<(Store, Recovered)>, StoreError>
     Store::open(&config.server.data, options).map(Some)
 }
 
-fn visitor_limits(config: &crate::config::Transport) -> VisitorLimits {
-    let networks = config.unlimited_addresses.iter();
-    VisitorLimits {
-        connections_max: config.address_connections_max,
-        connections_per_second: config.address_connections_per_second,
-        failures_per_minute: config.address_failures_per_minute,
-        // Seen to be networks when the configuration was checked.
-        unlimited: networks.filter_map(|network| network.parse().ok()).collect(),
-    }
+/// Counts from nothing, but for what is known already.
+fn metrics(config: &Config) -> Arc<Metrics> {
+    let metrics = Metrics::new();
+    metrics.pause_ms.set(config.segmenter.pause_ms as i64);
+    metrics.config_version.set(1);
+    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    Arc::new(metrics)
+}
+
+fn house(settings: &Arc<Settings>) -> House {
+    let each = settings.with(|version| {
+        let config = &version.config.transport;
+        let networks = config.unlimited_addresses.iter();
+        VisitorLimits {
+            connections_max: config.address_connections_max,
+            connections_per_second: config.address_connections_per_second,
+            failures_per_minute: config.address_failures_per_minute,
+            // Seen to be networks when the configuration was checked.
+            unlimited: networks.filter_map(|network| network.parse().ok()).collect(),
+        }
+    });
+    House::new(settings.part(|version| &version.config.transport.connections_max), each)
 }
 
 /// Without a store there is nothing that a secret should outlive.
@@ -485,11 +498,7 @@ fn assemble(
     let boot_epoch = recovered.as_ref().map_or(0, |r| r.boot_epoch);
     let stored = recovered.as_ref().and_then(|r| r.pools.as_ref());
     let (pool_config, pool_version, overriding) = recover::pools(config, stored);
-    let clock = Arc::new(clock);
-    let metrics = Arc::new(Metrics::new());
-    metrics.pause_ms.set(config.segmenter.pause_ms as i64);
-    metrics.config_version.set(1);
-    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let (clock, metrics) = (Arc::new(clock), metrics(config));
     let registry = Arc::new(Registry::new(settings.part(|version| &version.config.node)));
     let (publisher, pools) = Publisher::begin(pool_config, pool_version, overriding);
     let accounts = Accounts::by(settings.part(|version| &version.tenants), &metrics);
@@ -526,10 +535,7 @@ fn assemble(
         control,
         keys,
         watch: Default::default(),
-        house: House::new(
-            settings.part(|version| &version.config.transport.connections_max),
-            visitor_limits(&config.transport),
-        ),
+        house: house(&settings),
         gateway: Default::default(),
         pairings: Pairings::default(),
         rooms,

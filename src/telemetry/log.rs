@@ -2,11 +2,14 @@
 //!
 //! Refuses to know what is logged.
 
+use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use tracing::{Level, Metadata};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -87,6 +90,21 @@ fn discreet(event: &Metadata<'_>) -> bool {
     *event.level() <= Level::WARN || !INDISCREET.contains(&module)
 }
 
+/// A text without what a terminal, or who reads a file of lines, would take for something else:
+/// peers choose their names, and could write lines of ours.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let strange = |c: char| c.is_control() || turns(c) || matches!(c, '\u{2028}' | '\u{2029}');
+    if !text.contains(strange) {
+        return Cow::Borrowed(text);
+    }
+    let written = |c: char| match strange(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    Cow::Owned(text.chars().map(written).collect())
+}
+
 fn parse(level: &str) -> Result<EnvFilter, LogError> {
     EnvFilter::try_new(level).map_err(|error| LogError::Filter(error.to_string()))
 }
@@ -96,7 +114,12 @@ fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         config::LogFormat::Pretty => {
-            lines.with_ansi(std::io::stderr().is_terminal()).compact().boxed()
+            let fields = debug_fn(|out, field, value| match field.name() {
+                "message" => write!(out, "{}", harmless(&format!("{value:?}"))),
+                name => write!(out, "{name}={}", harmless(&format!("{value:?}"))),
+            });
+            let lines = lines.with_ansi(std::io::stderr().is_terminal()).compact();
+            lines.fmt_fields(fields.delimited(" ")).boxed()
         }
         config::LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
@@ -108,6 +131,13 @@ fn start(format: config::LogFormat, filter: EnvFilter) -> Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_be_a_line_or_an_order_of_its_own_is_written_out() {
+        assert!(matches!(harmless("node-1 äöü 你好"), Cow::Borrowed(_)));
+        assert_eq!(harmless("a\r\nb\x1b[31m"), "a\\r\\nb\\u{1b}[31m");
+        assert_eq!(harmless("\u{202e}x\u{2028}y"), "\\u{202e}x\\u{2028}y");
+    }
 
     #[test]
     fn a_second_start_keeps_the_log_and_changes_its_filter() {

@@ -148,7 +148,8 @@ mod tests {
         assert_eq!(pairings.redeem(&code, HERE, at(299)), Err(NotPaired::Invalid));
         let code = made(&pairings, 0);
         assert_eq!(pairings.redeem(&code, HERE, at(300)), Err(NotPaired::Invalid));
-        assert_eq!(pairings.redeem(&code, HERE, at(1)), Err(NotPaired::Invalid), "it is used up");
+        let there = IpAddr::from([10, 0, 0, 1]);
+        assert_eq!(pairings.redeem(&code, there, at(1)), Err(NotPaired::Invalid), "it is used up");
         for text in ["", "12345", "+12345", "1234567", "１２３４５６"] {
             assert!(pairings.redeem(text, HERE, at(400)).is_err(), "{text}");
         }

@@ -1,5 +1,5 @@
-//! What a peer may send in a second, counted below the WebSocket codec: what never becomes a message
-//! is counted there too.
+//! What a peer may send in a second, counted below the WebSocket codec: what never becomes a
+//! message is counted there too.
 
 use std::time::Duration;
 

@@ -269,7 +269,7 @@ pub const ROWS: &[Row] = &[
         54,
         "an acknowledgement of what was never sent",
         Session(|id| vec![json!({"type": "ack", "session_id": id, "seq": 99})]),
-        "ignored, open",
+        STAYS,
     ),
     row(
         55,

@@ -166,8 +166,8 @@ impl Guest {
         answer::tell_limits(&allowances, response.headers_mut());
     }
 
-    /// Refuses at once what no node has ever offered: nothing comes of waiting for it. While no node
-    /// is known at all, or a pool is there for it, one may come.
+    /// Refuses at once what no node has ever offered: nothing comes of waiting for it. While no
+    /// node is known at all, or a pool is there for it, one may come.
     fn spoken(&self, terms: &Terms) -> Result<(), Refused> {
         let (Ok(src), Ok(tgt)) = (terms.src().parse::<Lang>(), terms.tgt().parse()) else {
             return Ok(());
