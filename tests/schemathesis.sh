@@ -37,14 +37,21 @@ done
 
 # What is described as 5xx is for servers in need; this one is not. A node that an operator drains is
 # not there for the next recording, and pools that are replaced may have no place for it: both are
-# asked by themselves, after the rest.
+# asked by themselves, after the rest; so are keys, of which the first closes a door.
+# (That check takes 412 for an acceptance: pools are asked without it.)
 run() {
+  local without=$1
+  shift
   "$work/venv/bin/schemathesis" run "http://$address/openapi.json" --url "http://$address" \
-    --checks all --exclude-checks ignored_auth,positive_data_acceptance \
+    --checks all --exclude-checks "ignored_auth,positive_data_acceptance$without" \
     --phases examples,coverage,fuzzing --max-examples 60 --seed 1 \
     --generation-database none --suppress-health-check all "$@"
 }
-run --max-time "$seconds" --exclude-operation-id drainNode --exclude-operation-id replacePools
-run --max-time 20 --include-operation-id drainNode --include-operation-id replacePools
+# The server is not asked to stop, and not for what it tells without end.
+run "" --max-time "$seconds" --exclude-operation-id drain --exclude-operation-id consoleView \
+  --exclude-operation-id drainNode --exclude-operation-id replacePools \
+  --exclude-operation-id putPool --exclude-operation-id setLogLevel --exclude-operation-id makeKey
+run ,negative_data_rejection --max-time 20 --include-operation-id drainNode --include-operation-id replacePools \
+  --include-operation-id putPool --include-operation-id setLogLevel --include-operation-id makeKey
 kill -0 "$server"
 if grep -n 'panicked' "$work/log"; then exit 1; fi
