@@ -147,6 +147,14 @@ async fn a_session_shows_its_jobs_and_what_its_client_was_not_told() {
     assert!(shown.contains("not acknowledged:      1\n"), "{shown}");
     let all = utterd(&["inspect", "sessions", "--server", &addr]).await.unwrap();
     assert!(all.contains(id), "{all}");
+    let job_page = format!("/api/v1/jobs/{}", job["job_id"].as_str().unwrap());
+    let (_, before) = server.get(&job_page).await;
+    assert!(before["stamps_us"]["acknowledged"].is_null(), "{before}");
+    client.send(json!({"type": "ack", "session_id": id, "seq": told["seq"]})).await;
+    let known = server.job_at(&job["job_id"], "acknowledged").await;
+    assert!(
+        known["stamps_us"]["acknowledged"].as_u64() >= known["stamps_us"]["delivered"].as_u64()
+    );
 
     client.send(json!({"type": "ack", "session_id": id, "seq": told["seq"]})).await;
     server.until(|b| b["undelivered"] == json!([]), &page).await;

@@ -153,6 +153,7 @@ pub(super) fn job(job: &Value) -> String {
         push(&mut text, "result came back", &answered);
         push(&mut text, "on disk", said("durable"));
         push(&mut text, "sent to the client", said("delivered"));
+        push(&mut text, "confirmed by it", said("acknowledged"));
         text += "timeline:\n";
         text += &stamps(job);
         text += "looks for a node:\n";

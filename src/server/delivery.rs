@@ -161,6 +161,13 @@ impl SessionTask {
     fn confirmed(&mut self, through: u64) {
         let Some(open) = &mut self.open else { return };
         open.confirmed = open.confirmed.max(Some(through));
+        open.confirmed_through = open.confirmed_through.max(through);
+        let now_us = self.shared.now().us;
+        while let Some((_, job)) = open.unconfirmed.pop_front_if(|(seq, _)| *seq <= through) {
+            if let Some(job) = self.shared.scheduler.job(job) {
+                job.stamps.mark(Stage::Acknowledged, now_us);
+            }
+        }
         self.note_confirmed();
     }
 
@@ -258,7 +265,7 @@ impl SessionTask {
             SessionTag::Plain => {}
             SessionTag::Prove(number) => self.ping(number),
             SessionTag::Word(job, seq) => {
-                self.delivered(job);
+                self.delivered(job, seq);
                 self.input(Input::Flushed(job, seq)).await;
             }
             SessionTag::Farewell(session, through) => {
@@ -272,13 +279,26 @@ impl SessionTask {
         self.note_confirmed();
     }
 
-    fn delivered(&self, id: JobId) {
+    fn delivered(&mut self, id: JobId, seq: Option<u64>) {
         let Some(job) = self.shared.scheduler.job(id) else { return };
         // Of what somebody else said, the speaker's own frame is what counts.
         if self.open.as_ref().is_some_and(|open| open.handle.id != job.spec.session) {
             return;
         }
-        job.stamps.mark(Stage::Delivered, self.shared.now().us);
+        let now_us = self.shared.now().us;
+        if let (Some(open), Some(seq)) = (&mut self.open, seq) {
+            // A socket tells what it has read before what it has written.
+            if seq <= open.confirmed_through {
+                job.stamps.mark(Stage::Acknowledged, now_us);
+            } else {
+                // Of more than are looked at, the oldest are not known to be confirmed.
+                if open.unconfirmed.len() == UNCONFIRMED_MAX {
+                    open.unconfirmed.pop_front();
+                }
+                open.unconfirmed.push_back((seq, id));
+            }
+        }
+        job.stamps.mark(Stage::Delivered, now_us);
         if let Some(us) = job.stamps.between(Stage::Settled, Stage::Delivered) {
             self.shared.metrics.deliver_seconds.observe(us as f64 / 1e6);
         }
@@ -297,6 +317,9 @@ impl SessionTask {
         self.input(Input::Ponged(seq)).await;
     }
 }
+
+/// Results of one session whose confirmation is noted with their job.
+const UNCONFIRMED_MAX: usize = 256;
 
 fn delivered(store: &Store, session: SessionId, through_seq: u64) -> bool {
     store.submit(Write::Delivered { session, through_seq }, None).is_ok()

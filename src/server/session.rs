@@ -3,7 +3,7 @@
 //! A session outlives its connection. When the socket is lost the task stays; a client that comes
 //! back knocks with a task of its own, which hands its socket over and ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -40,6 +40,10 @@ pub(super) struct Open {
     pub(super) unstored: Option<SessionRow>,
     /// Settled jobs whose last word is not on its way to the disk yet.
     pub(super) settled: BTreeMap<JobId, Arc<Job>>,
+    /// Results on their way to the client that it has not confirmed: number and job.
+    pub(super) unconfirmed: VecDeque<(u64, JobId)>,
+    /// The last number that the client has confirmed.
+    pub(super) confirmed_through: u64,
     /// Up to where the client has confirmed, where the store could not be told yet.
     pub(super) confirmed: Option<u64>,
     pub(super) _slot: SessionSlot,
@@ -673,6 +677,8 @@ impl Open {
             speaker: shared.scheduler.speaker(id, Arc::clone(&slot.account)),
             lanes: BTreeMap::new(),
             unstored: None,
+            unconfirmed: VecDeque::new(),
+            confirmed_through: 0,
             settled: BTreeMap::new(),
             confirmed: None,
             _slot: slot,

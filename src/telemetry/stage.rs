@@ -42,11 +42,13 @@ pub enum Stage {
     Durable,
     /// The outcome was flushed to the listener's socket.
     Delivered,
+    /// The listener has confirmed it, or its WebSocket stack has proven that it is there.
+    Acknowledged,
 }
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 9] = [
+    pub const ALL: [Stage; 10] = [
         Stage::Received,
         Stage::Cut,
         Stage::Queued,
@@ -56,6 +58,7 @@ impl Stage {
         Stage::Settled,
         Stage::Durable,
         Stage::Delivered,
+        Stage::Acknowledged,
     ];
 
     /// Name in explanations.
@@ -70,6 +73,7 @@ impl Stage {
             Stage::Settled => "settled",
             Stage::Durable => "durable",
             Stage::Delivered => "delivered",
+            Stage::Acknowledged => "acknowledged",
         }
     }
 }

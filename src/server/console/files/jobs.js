@@ -114,7 +114,7 @@ class OneJob {
     const now = latest.find((job) => job.id === this.id);
     const mark = now ? JSON.stringify([now.state, now.attempts, now.took_us]) : this.mark;
     const settled = this.job?.stamps_us?.settled !== undefined;
-    const told = this.job?.stamps_us?.delivered !== undefined;
+    const told = this.job?.stamps_us?.acknowledged !== undefined;
     const looks = settled && !told ? (this.looks = (this.looks ?? 0) + 1) <= 5 : false;
     if (mark !== this.mark || looks) this.load();
     this.mark = mark;
@@ -235,7 +235,7 @@ function timeline(job, stamps) {
     const [left, right] = [x(Math.min(from, at)), x(at)];
     const y = top + i * row;
     const kind = at <= cut ? 'bar speech'
-      : ['settled', 'durable', 'delivered'].includes(name) ? 'bar after' : 'bar';
+      : ['settled', 'durable', 'delivered', 'acknowledged'].includes(name) ? 'bar after' : 'bar';
     picture.append(
       svg('text', { x: 0, y: y + 13 }, name),
       svg('rect', { class: kind, x: left, y: y + 3, width: Math.max(right - left, 2.5), height: 13, rx: 2 }),
