@@ -163,10 +163,13 @@ impl SessionTask {
         open.confirmed = open.confirmed.max(Some(through));
         open.confirmed_through = open.confirmed_through.max(through);
         let now_us = self.shared.now().us;
-        while let Some((_, job)) = open.unconfirmed.pop_front_if(|(seq, _)| *seq <= through) {
-            if let Some(job) = self.shared.scheduler.job(job) {
+        while let Some((seq, job)) = open.unconfirmed.front()
+            && *seq <= through
+        {
+            if let Some(job) = self.shared.scheduler.job(*job) {
                 job.stamps.mark(Stage::Acknowledged, now_us);
             }
+            open.unconfirmed.pop_front();
         }
         self.note_confirmed();
     }
