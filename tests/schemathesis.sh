@@ -42,6 +42,8 @@ done
 run() {
   local without=$1
   shift
+  # It leaves a directory where it runs.
+  cd "$work"
   "$work/venv/bin/schemathesis" run "http://$address/openapi.json" --url "http://$address" \
     --checks all --exclude-checks "ignored_auth,positive_data_acceptance$without" \
     --phases examples,coverage,fuzzing --max-examples 60 --seed 1 \
