@@ -12,7 +12,7 @@ use utterd::config;
 use utterd::job::{Effect, Effects, Job, Scheduler, Speaker, Submission, Submitted};
 use utterd::node::pool::{Pools, Publisher};
 use utterd::node::{Attached, NodeIndex, Registry};
-use utterd::protocol::job::{Audio, Cut, JobSpec, Outcome, Pipeline};
+use utterd::protocol::job::{Audio, JobSpec, Outcome};
 use utterd::protocol::node::{JobResult, Message, Report, decode};
 use utterd::protocol::{JobId, NodeId, Pair, SessionId, TurnId};
 use utterd::telemetry::{Metrics, Now};
@@ -99,28 +99,9 @@ pub fn spec(session: SessionId, utterance_index: u64, pair: Pair) -> JobSpec {
         session,
         utterance_index,
         turn: TurnId(fastrand::u128(..)),
-        tenant: None,
-        src: pair.src,
-        tgt: pair.tgt,
-        dialect: None,
-        mode: None,
-        lang_a: None,
-        lang_b: None,
-        auto_langs: None,
-        features: None,
-        pipeline: Pipeline::default(),
-        audio_format: "pcm16".into(),
-        sample_rate: 16_000,
-        audio_ms: 1_000,
         trace_id: "trace-2f1c8a90".into(),
-        traced: Default::default(),
         padding_ms: Some(280),
-        cut: Cut::Manual,
-        streaming_asr: true,
-        partial_interval_ms: 1_000,
-        client_sent_ms: None,
-        paired: None,
-        audience: None,
+        ..JobSpec::plain(pair.src, pair.tgt)
     }
 }
 

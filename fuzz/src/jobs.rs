@@ -13,7 +13,7 @@ use utterd::job::{
 use utterd::node::pool::Publisher;
 use utterd::node::{Attached, NodeIndex, Registry};
 use utterd::protocol::hello::{Attempt, Hello};
-use utterd::protocol::job::{Audio, Cut, JobSpec, Outcome, Pipeline};
+use utterd::protocol::job::{Audio, Cut, JobSpec, Outcome};
 use utterd::protocol::node::{JobMark, JobResult, Message, Report, decode};
 use utterd::protocol::{JobId, NodeId, SessionId, TurnId};
 use utterd::telemetry::{Metrics, Now};
@@ -446,28 +446,8 @@ fn spec(speaker: &Speaker, utterance_index: u64, turn: u128, cut: Cut) -> JobSpe
         session: speaker.session,
         utterance_index,
         turn: TurnId(turn),
-        tenant: None,
-        src: "zh".parse().expect("a language"),
-        tgt: "en".parse().expect("a language"),
-        dialect: None,
-        mode: None,
-        lang_a: None,
-        lang_b: None,
-        auto_langs: None,
-        features: None,
-        pipeline: Pipeline::default(),
-        audio_format: "pcm16".into(),
-        sample_rate: 16_000,
-        audio_ms: 1_000,
-        trace_id: "t".into(),
-        padding_ms: None,
         cut,
-        streaming_asr: true,
-        partial_interval_ms: 1_000,
-        client_sent_ms: None,
-        paired: None,
-        audience: None,
-        traced: Default::default(),
+        ..JobSpec::plain("zh".parse().expect("a language"), "en".parse().expect("a language"))
     }
 }
 

@@ -101,15 +101,7 @@ pub async fn watched(
 }
 
 fn line(round: usize, open: usize, figures: &Figures) -> String {
-    format!(
-        "round {round}, {open:>3} consoles: {:>6.0}/s answered, dispatch p50 {:>5.0} p99 {:>6.0}, \
-         round trip p50 {:>5.0} p99 {:>6.0} µs",
-        figures.achieved_per_s,
-        figures.dispatch_from_send.p50_us,
-        figures.dispatch_from_send.p99_us,
-        figures.round_trip_from_send.p50_us,
-        figures.round_trip_from_send.p99_us,
-    )
+    format!("round {round}, {open:>3} consoles: {}", figures.in_a_line())
 }
 
 /// Name, and how to take it from a round.

@@ -119,15 +119,7 @@ pub async fn compare(
 
 fn line(side: &str, round: usize, figures: &Figures) -> String {
     let offered = figures.offered_per_s.map_or("closed".to_owned(), |rate| format!("{rate:.0}/s"));
-    format!(
-        "round {round}, {side:<6} {offered:>6}: {:>8.0}/s answered, dispatch p50 {:>5.0} \
-         p99 {:>6.0}, round trip p50 {:>5.0} p99 {:>6.0} µs",
-        figures.achieved_per_s,
-        figures.dispatch_from_send.p50_us,
-        figures.dispatch_from_send.p99_us,
-        figures.round_trip_from_send.p50_us,
-        figures.round_trip_from_send.p99_us,
-    )
+    format!("round {round}, {side:<6} {offered:>6}: {}", figures.in_a_line())
 }
 
 /// Name, and how to take it from a round.

@@ -147,6 +147,21 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// What a round came to.
+    pub(super) fn in_a_line(&self) -> String {
+        format!(
+            "{:>8.0}/s answered, dispatch p50 {:>5.0} p99 {:>6.0}, round trip p50 {:>5.0} \
+             p99 {:>6.0} µs",
+            self.achieved_per_s,
+            self.dispatch_from_send.p50_us,
+            self.dispatch_from_send.p99_us,
+            self.round_trip_from_send.p50_us,
+            self.round_trip_from_send.p99_us,
+        )
+    }
+}
+
+impl Figures {
     /// For people.
     pub fn lines(&self) -> Vec<String> {
         let closed = || "in a closed loop".to_owned();
