@@ -285,7 +285,7 @@ fn open_consoles_are_weighed_by_the_program_itself() {
     let (code, shown, complaint) = program(&[&args[..], &["--rate", "100"]].concat());
     assert_eq!(code, Some(0), "{complaint}\n{shown}");
     let document: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    let watched = &document["watched"];
+    let watched = &document["beside"];
     for side in ["without", "with"] {
         assert_eq!(watched[side].as_array().unwrap().len(), 2, "{side}");
         assert!(watched[side][1]["round_trip"]["count"].as_u64() > Some(0), "{side}");
@@ -298,4 +298,30 @@ fn open_consoles_are_weighed_by_the_program_itself() {
     let (code, _, complaint) = program(&["--consoles", "40", "--seconds", "0.1", "--rounds", "1"]);
     assert_eq!(code, Some(1), "{complaint}");
     assert!(complaint.contains("503"), "{complaint}");
+}
+
+#[test]
+fn slow_readers_are_weighed_and_read_everything_in_the_end() {
+    let args = ["--slow-readers", "10", "--seconds", "1", "--warmup", "0.1", "--rounds", "1"];
+    let (code, shown, complaint) = program(&[&args[..], &["--rate", "50", "--json"]].concat());
+    assert_eq!(code, Some(0), "{complaint}\n{shown}");
+    let document: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let beside = &document["beside"];
+    assert_eq!(beside["company"]["slow_readers"], 10);
+    assert_eq!(beside["company_faults"].as_array().unwrap().len(), 1);
+    for side in ["rss_without_kb", "rss_with_kb"] {
+        assert!(beside[side].as_u64() > Some(1_000), "{side}");
+    }
+}
+
+#[test]
+fn idle_sessions_are_counted_and_weighed() {
+    let (code, shown, complaint) = program(&["--idle", "500", "--seconds", "1", "--json"]);
+    assert_eq!(code, Some(0), "{complaint}\n{shown}");
+    let document: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let idle = &document["idle"];
+    assert_eq!((&idle["refused"], &idle["lost"]), (&0.into(), &0.into()), "{idle}");
+    // An optimised build takes less; `docs/BENCHMARKS.md`.
+    let bytes = idle["bytes_per_session"].as_f64().unwrap();
+    assert!((1_000.0..40_000.0).contains(&bytes), "{bytes}");
 }

@@ -15,11 +15,11 @@ mod torture {
     pub mod daemon;
     pub mod ledger;
     pub mod plan;
+    pub mod verdict;
     pub mod worker;
     pub mod world;
 }
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,10 +30,11 @@ use serde_json::Value;
 use support::http;
 use tokio::task::JoinSet;
 use torture::client;
-use torture::daemon::{Daemon, address, log_of};
+use torture::daemon::{Daemon, address};
 use torture::plan::Kind;
+use torture::verdict::{counts, judge, panics};
 use torture::worker::{self, Style};
-use torture::world::{Broken, World};
+use torture::world::{Broken, Pace, World};
 
 /// Kills when nothing else is asked for.
 const CYCLES: u64 = 300;
@@ -87,7 +88,7 @@ async fn a_server_killed_at_any_moment_keeps_every_promise() {
     println!("torture: UTTERD_TORTURE_SEED={seed} UTTERD_TORTURE_CYCLES={cycles}");
     let mut rng = Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
-    let world = Arc::new(World::new(address(&mut rng)));
+    let world = Arc::new(World::new(address(&mut rng), Pace::default()));
     let began = Instant::now();
 
     let mut workers = JoinSet::new();
@@ -184,70 +185,17 @@ async fn calm(world: &World, dir: &Path, clients: &mut JoinSet<()>) -> Result<()
     daemon.stop(Duration::from_secs(30)).await
 }
 
-/// Faults every panic the server wrote of.
-fn panics(world: &World, dir: &Path) {
-    let log = std::fs::read_to_string(log_of(dir)).unwrap_or_default();
-    for line in log.lines().filter(|line| line.contains("panicked")) {
-        world.broken(Broken::Rule, line);
-    }
-}
-
 fn summary(storm: &Storm, world: &World, took: Duration) -> String {
     let mut starts = storm.starts_us.clone();
     starts.sort_unstable();
     let start = |part: usize| starts.get(starts.len() * part / 100).copied().unwrap_or(0) / 1_000;
-    let tally = &world.tally;
     let (cycles, recovering, draining) = (storm.cycles, storm.recovering, storm.draining);
-    let mut text = format!(
+    let text = format!(
         "torture: {cycles} kills ({recovering} while recovering, {draining} while draining) in \
          {:.1} s; starts {} ms (median), {} ms (longest)\n",
         took.as_secs_f64(),
         start(50),
         starts.last().copied().unwrap_or(0) / 1_000,
     );
-    let counts = [
-        ("sessions", &tally.sessions),
-        ("resumed", &tally.resumed),
-        ("forgotten without a promise", &tally.forgotten),
-        ("accepted", &tally.accepted),
-        ("results", &tally.results),
-        ("typed failures", &tally.failed),
-        ("refusals", &tally.refused),
-        ("late", &tally.late),
-        ("repeats dropped", &tally.repeats),
-        ("sent again", &tally.resent),
-        ("assigned", &tally.assigned),
-        ("results acked to nodes", &tally.acked),
-    ];
-    for (name, value) in counts {
-        write!(text, "{name} {}, ", value.load(Relaxed)).unwrap();
-    }
-    let (lost, gaps) = (world.count_broken(Broken::Lost), world.count_broken(Broken::Gap));
-    write!(text, "lost {lost}, gaps {gaps}").unwrap();
-    for (reason, n) in world.reasons() {
-        write!(text, "\n  {reason}: {n}").unwrap();
-    }
-    text
-}
-
-fn judge(world: &World, dir: tempfile::TempDir) {
-    let broken = world.all_broken();
-    let (failed, results) = (world.tally.failed.load(Relaxed), world.tally.results.load(Relaxed));
-    let refused = world.tally.refused.load(Relaxed);
-    // Nodes that go while they work cost a job now and then, and a server that is asked to stop
-    // refuses.
-    let failures = failed * 100 > results + 300 || refused * 10 > results + 300;
-    if broken.is_empty() && !failures {
-        return;
-    }
-    let kept = dir.keep();
-    let list: String = broken.iter().take(20).fold(String::new(), |mut list, (what, how)| {
-        writeln!(list, "  {what:?}: {how}").unwrap();
-        list
-    });
-    panic!(
-        "{} promises broken, {failed} failures, {refused} refusals; see {}:\n{list}",
-        broken.len(),
-        kept.display()
-    );
+    text + &counts(world)
 }

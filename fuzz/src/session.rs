@@ -283,12 +283,16 @@ impl World {
 
     fn perform(&mut self, mut effects: Effects, refuse: bool) {
         let mut cancelled = Vec::new();
-        while !effects.is_empty() {
+        loop {
             for effect in std::mem::take(&mut effects) {
                 self.perform_one(effect, refuse, &mut cancelled, &mut effects);
             }
+            // Also after an input that had no effect.
             if effects.is_empty() && !self.ended {
                 self.real.end_if_done(&mut effects);
+            }
+            if effects.is_empty() {
+                break;
             }
         }
         for (index, job) in cancelled {

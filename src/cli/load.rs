@@ -11,8 +11,8 @@ use super::{Failure, Outcome, Signals, code, runtime, say};
 use crate::config;
 use crate::peer::dial::Trust;
 use crate::peer::load::{
-    self, Compared, Faults, Figures, FloorPlan, Mode, Options, Pace, Plan, Relay, ServerPlan,
-    Spawned, Stages, Step, Watched, World,
+    self, Beside, Company, Compared, Faults, Figures, FloorPlan, Idle, Mode, Options, Pace, Plan,
+    Relay, ServerPlan, Spawned, Stages, Step, World,
 };
 use crate::telemetry;
 
@@ -25,9 +25,12 @@ const SECONDS_OF_MANY: (f64, f64) = (4.0, 1.0);
 const SECONDS_CLOSED: (f64, f64) = (2.0, 0.5);
 /// Rounds of each side beside the floor.
 const FLOOR_ROUNDS: usize = 5;
-/// Pairs of rounds without and with consoles, and seconds of a round and of its warmup.
+/// Pairs of rounds without and with others, and seconds of a round and of its warmup.
 const CONSOLE_ROUNDS: usize = 15;
-const CONSOLE_SECONDS: (f64, f64) = (2.0, 0.5);
+const SLOW_READER_ROUNDS: usize = 5;
+const SECONDS_BESIDE: (f64, f64) = (2.0, 0.5);
+/// Seconds that idle sessions are left alone: more than a round of pings takes.
+const SECONDS_IDLE: f64 = 45.0;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ModeName {
@@ -95,7 +98,7 @@ pub(super) struct Args {
     /// Seconds before that which do not count: 2, or 1 where there are many.
     #[arg(long, value_name = "SECONDS")]
     warmup: Option<f64>,
-    /// Rounds: 1, or 5 of each side with --floor, or 15 with --consoles.
+    /// Rounds: 1, or 5 of each side with --floor, 15 with --consoles, 5 with --slow-readers.
     #[arg(long, value_name = "COUNT")]
     rounds: Option<usize>,
     /// Size of the speech in each result, in characters of base64.
@@ -119,6 +122,14 @@ pub(super) struct Args {
     /// Compare with the same load while so many consoles are open, in turns.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity"])]
     consoles: Option<usize>,
+    /// Compare with the same load while so many sessions read 4 KiB a second of what they
+    /// asked for, in turns.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity", "consoles"])]
+    slow_readers: Option<usize>,
+    /// Open so many sessions at once, leave them alone, and look at what they cost the server.
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity", "consoles",
+        "slow_readers", "rate", "closed", "rounds", "sessions"])]
+    idle: Option<usize>,
     /// Look for the highest rate at which 99 % of the round trips keep within --p99.
     #[arg(long, conflicts_with_all = ["rate", "closed", "rounds"])]
     find_capacity: bool,
@@ -170,10 +181,13 @@ pub(super) fn run(args: Args) -> Outcome {
 }
 
 async fn work(args: &Args, at: &(String, Option<u32>)) -> Outcome {
-    match (args.floor, args.find_capacity, args.consoles) {
-        (true, ..) => floor(args, at).await,
-        (_, true, _) => capacity(args, &at.0).await,
-        (.., Some(open)) => consoles(args, at, open).await,
+    let consoles = args.consoles.map(|count| (Company::Consoles(count), CONSOLE_ROUNDS));
+    let slow = args.slow_readers.map(|count| (Company::SlowReaders(count), SLOW_READER_ROUNDS));
+    match (args.idle, consoles.or(slow)) {
+        (Some(count), _) => idle(args, at, count).await,
+        (_, Some(company)) => beside(args, at, company).await,
+        _ if args.floor => floor(args, at).await,
+        _ if args.find_capacity => capacity(args, &at.0).await,
         _ => rounds(args, at).await,
     }
 }
@@ -409,38 +423,86 @@ fn tell_compared(compared: &Compared) {
     }
 }
 
-async fn consoles(args: &Args, (url, pid): &(String, Option<u32>), open: usize) -> Outcome {
-    let (options, plan) = (args.options()?, args.plan(CONSOLE_SECONDS));
+async fn beside(
+    args: &Args,
+    (url, pid): &(String, Option<u32>),
+    (company, rounds): (Company, usize),
+) -> Outcome {
+    let (options, plan) = (args.options()?, args.plan(SECONDS_BESIDE));
     args.tell_what(&options);
     let tell = |line: &str| {
         if !args.json {
             say(line);
         }
     };
-    let rounds = args.rounds.unwrap_or(CONSOLE_ROUNDS);
-    let watched = load::watched((url, *pid), &options, (plan, rounds, open), tell).await?;
+    let plan = (plan, args.rounds.unwrap_or(rounds), company);
+    let beside = load::beside((url, *pid), &options, plan, tell).await?;
     match args.json {
-        true => document(&json!({"options": options, "plan": plan, "settings": settings(args),
-            "watched": watched}))?,
-        false => tell_watched(&watched),
+        true => document(&json!({"options": options, "plan": plan.0, "settings": settings(args),
+            "beside": beside}))?,
+        false => tell_beside(&beside),
     }
-    judge(watched.faults())
+    judge(beside.faults())
 }
 
-fn tell_watched(watched: &Watched) {
-    say(&format!("{} pictures were sent to {} consoles", watched.pictures, watched.consoles));
+fn tell_beside(beside: &Beside) {
+    let company = beside.company;
+    if let Company::Consoles(count) = company {
+        say(&format!("{} pictures were sent to {count} consoles", beside.pictures));
+    }
+    if let (Some(before), Some(with)) = (beside.rss_without_kb, beside.rss_with_kb) {
+        say(&format!(
+            "memory of the server: {before} kB before the {} {}, {with} kB at most with them",
+            company.count(),
+            company.name()
+        ));
+    }
     let heads = ["without", "with", "ratio", "quarters"];
     say(&format!(
         "{:<34}{:>10}{:>10}{:>10}{:>16}",
         "medians of the rounds", heads[0], heads[1], heads[2], heads[3]
     ));
-    for w in &watched.weighed {
+    for w in &beside.weighed {
         let quarters = format!("{:.2} – {:.2}", w.ratio_low, w.ratio_high);
         say(&format!(
             "{:<34}{:>10.0}{:>10.0}{:>9.2}×{quarters:>16}",
             w.what, w.without, w.with, w.ratio
         ));
     }
+}
+
+async fn idle(args: &Args, (url, pid): &(String, Option<u32>), sessions: usize) -> Outcome {
+    let usage = |text| Failure::new(code::USAGE, anyhow::Error::msg(text));
+    let pid = pid.ok_or_else(|| usage("--idle looks at the server's process: say its --pid"))?;
+    let options = Options { sessions, ..args.options()? };
+    let seconds = args.seconds.unwrap_or(SECONDS_IDLE);
+    let idle = load::idle((url, pid), &options, seconds).await?;
+    match args.json {
+        true => document(&json!({"settings": settings(args), "idle": idle}))?,
+        false => tell_idle(&idle),
+    }
+    match (idle.refused, idle.lost) {
+        (0, 0) => Ok(()),
+        (refused, lost) => {
+            let why = idle.complaint.unwrap_or_default();
+            Err(anyhow::anyhow!("{refused} sessions refused ({why}), {lost} lost").into())
+        }
+    }
+}
+
+fn tell_idle(idle: &Idle) {
+    say(&format!(
+        "{} sessions came in {:.1} s, {} refused, the longest wait {:.0} ms",
+        idle.sessions, idle.storm_s, idle.refused, idle.longest_ms
+    ));
+    say(&format!(
+        "memory of the server: {} kB before, {} kB with them: {:.0} bytes a session",
+        idle.rss_before_kb, idle.rss_with_kb, idle.bytes_per_session
+    ));
+    say(&format!(
+        "left alone for {:.0} s: {:.2} % of a core, {} connections lost",
+        idle.seconds, idle.cpu_percent, idle.lost
+    ));
 }
 
 fn settings(args: &Args) -> Value {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind};
 use tracing::{error, warn};
 
@@ -42,6 +43,12 @@ Exit codes:
 pub(super) fn run(args: Args) -> Outcome {
     let loaded = args.config.read().map_err(faulty)?;
     let _log = telemetry::log::init(&loaded.config.log)?;
+    let limits = getrlimit(Resource::Nofile);
+    // Each connection is a descriptor, and many systems begin with a thousand of them.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits });
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
     // Before there is a second thread: it takes variables out of the environment.
     let handed = systemd::handed_over().map_err(|error| Failure::new(code::LISTEN, error))?;
     // Flags and variables of the start go on ranking above the file.

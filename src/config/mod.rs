@@ -302,6 +302,10 @@ section! {
         /// Bytes waiting to be written to one session; at least 2 MiB more than the largest message
         /// of a node.
         session_outbox_bytes_max: usize = 20_971_520, "bytes", from_to(4 * KIB, GIB), restart;
+        /// Bytes waiting to be written to all sessions together; beyond it a session in which
+        /// something waits already is closed as too slow (4408), and one that keeps up is served.
+        /// What goes to nodes is counted by `job.audio_bytes_max`.
+        sessions_outbox_bytes_max: usize = 268_435_456, "bytes", from_to(64 * KIB, 1_024 * GIB);
         /// Frames waiting to be written to one node.
         node_outbox_frames_max: usize = 4_096, "frames", from_to(1, 1_000_000);
         /// Bytes waiting to be written to one node.
@@ -310,6 +314,9 @@ section! {
         session_read_buffer_bytes: usize = 4_096, "bytes", from_to(KIB, 16 * MIB);
         /// Read buffer of one node's connection.
         node_read_buffer_bytes: usize = 16_384, "bytes", from_to(KIB, 16 * MIB);
+        /// Bytes that the system may hold for one connection once they are written, about; 0 leaves
+        /// it to the system, which may take some megabytes for a peer that does not read.
+        send_buffer_bytes: usize = 262_144, "bytes", from_to(0, 64 * MIB), restart;
         /// Time between pings to a peer.
         ping_interval_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a peer has to answer a ping before its connection is given up.

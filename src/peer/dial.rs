@@ -19,6 +19,8 @@ use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError, RootCertStore};
 
+use super::brake::{Brake, Braked, RECEIVE_BUFFER_BYTES};
+
 /// Certificates for connections this side opens. Without any, only plain ones can be.
 #[derive(Clone, Default)]
 pub struct Trust(Option<Arc<ClientConfig>>);
@@ -138,6 +140,18 @@ pub enum Stream {
     Plain(TcpStream),
     /// Over TLS.
     Encrypted(Box<TlsStream<TcpStream>>),
+    /// Either, with a brake.
+    Slow(Box<Braked<Stream>>),
+}
+
+impl Stream {
+    /// The same, read as slowly as the brake wants.
+    pub fn slowed(self, brake: Brake) -> io::Result<Self> {
+        if let Self::Plain(tcp) = &self {
+            rustix::net::sockopt::set_socket_recv_buffer_size(tcp, RECEIVE_BUFFER_BYTES)?;
+        }
+        Ok(Self::Slow(Box::new(Braked::new(self, brake))))
+    }
 }
 
 impl AsyncRead for Stream {
@@ -149,6 +163,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
             Self::Encrypted(tls) => Pin::new(tls).poll_read(context, buffer),
+            Self::Slow(slow) => slow.poll_read(context, buffer),
         }
     }
 }
@@ -162,6 +177,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(context, buffer),
             Self::Encrypted(tls) => Pin::new(tls).poll_write(context, buffer),
+            Self::Slow(slow) => Pin::new(slow.inner()).poll_write(context, buffer),
         }
     }
 
@@ -169,6 +185,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Self::Encrypted(tls) => Pin::new(tls).poll_flush(context),
+            Self::Slow(slow) => Pin::new(slow.inner()).poll_flush(context),
         }
     }
 
@@ -176,6 +193,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
             Self::Encrypted(tls) => Pin::new(tls).poll_shutdown(context),
+            Self::Slow(slow) => Pin::new(slow.inner()).poll_shutdown(context),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod speaker;
 pub mod voice;
 
 mod answer;
+mod brake;
 mod machine;
 mod program;
 mod unacked;

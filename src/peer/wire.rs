@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Error as WsError, Message, error::UrlError};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
+use super::brake::Brake;
 use super::dial::{Stream, Trust};
 
 /// A connection this side opened.
@@ -275,6 +276,7 @@ pub(super) struct Dial {
     authority: String,
     encrypted: bool,
     trust: Trust,
+    brake: Option<Brake>,
 }
 
 impl Dial {
@@ -297,12 +299,21 @@ impl Dial {
         };
         let host = request.uri().host().ok_or(WsError::Url(UrlError::NoHostName))?;
         let authority = format!("{host}:{}", request.uri().port_u16().unwrap_or(usual));
-        Ok(Self { request, authority, encrypted, trust: trust.clone() })
+        Ok(Self { request, authority, encrypted, trust: trust.clone(), brake: None })
+    }
+
+    /// The same, with a brake on what is read, if there is one.
+    pub(super) fn braked(self, brake: Option<Brake>) -> Self {
+        Self { brake, ..self }
     }
 
     /// Opens a socket.
     pub(super) async fn open(&self, config: WebSocketConfig) -> Result<Socket, WsError> {
         let stream = Box::pin(self.trust.connect(&self.authority, self.encrypted)).await?;
+        let stream = match &self.brake {
+            Some(brake) => stream.slowed(brake.clone())?,
+            None => stream,
+        };
         let upgrade = client_async_with_config(self.request.clone(), stream, Some(config));
         Ok(Box::pin(upgrade).await?.0)
     }

@@ -139,6 +139,8 @@ impl ControlTask {
             self.next_sweep_us = now.us + SWEEP_US;
             credentials::sweep(&self.shared);
         }
+        let waiting = self.shared.outgoing.held();
+        self.shared.metrics.outbox_bytes.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         if let Some(store) = &self.shared.store {
             store.look_at_disk();
             super::routes::store_gauges(&self.shared.metrics, &store.stats());

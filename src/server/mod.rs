@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use papaya::HashMap;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -62,12 +63,19 @@ use crate::session::RoomInput;
 use crate::store::{Recovered, Store, StoreError, StoreOptions, Watermark, Watermarks};
 use crate::telemetry::Metrics;
 use crate::tenant::{Accounts, Admission, Pairings};
-use crate::transport::{Entrance, House, HttpLimits, Listen, Side, Tls, VisitorLimits, serve};
+use crate::transport::{
+    Budget, Entrance, House, HttpLimits, Listen, Side, Tls, VisitorLimits, serve,
+};
 use control::ControlTask;
 use rooms::RoomsTask;
 use routes::{Routes, Serves};
 use shared::{Control, SessionHandle, Shared};
 use traces::Traces;
+
+/// Connections that wait to be accepted; systems have a bound of their own, often the same.
+const BACKLOG: i32 = 4_096;
+/// Descriptors that are left to the database, to listeners and to what else is opened.
+const DESCRIPTORS_KEPT: usize = 64;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +188,7 @@ impl Listener<TcpListener> {
                 let tcp = tcp.set_nonblocking(true).and_then(|()| TcpListener::from_std(tcp));
                 (true, tcp)
             }
-            None => (false, TcpListener::bind(&listen).await),
+            None => (false, TcpListener::bind(&listen).await.and_then(with_long_queue)),
         };
         let with_addr = opened.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
         let (addr, tcp) = with_addr.map_err(|source| StartError::Listen { listen, source })?;
@@ -280,9 +288,12 @@ impl Server {
 
     fn accept<L: Listen>(&mut self, listener: Listener<L>, serves: Serves) {
         let Listener { tcp, addr, handed } = listener;
-        let header_ms = self.shared.settings.with(|v| v.config.transport.header_timeout_ms);
-        let header_timeout = Duration::from_millis(header_ms);
-        let limits = HttpLimits { header_timeout, ..HttpLimits::default() };
+        let limits = self.shared.settings.with(|version| {
+            let transport = &version.config.transport;
+            let header_timeout = Duration::from_millis(transport.header_timeout_ms);
+            let send_buffer_bytes = transport.send_buffer_bytes;
+            HttpLimits { header_timeout, send_buffer_bytes, ..HttpLimits::default() }
+        });
         let side = if serves == Serves::Nodes { Side::Nodes } else { Side::Sessions };
         let tls = self.shared.tls.door(side, &self.shared.metrics);
         let encrypted = tls.is_some();
@@ -453,6 +464,13 @@ fn metrics(config: &Config) -> Arc<Metrics> {
     Arc::new(metrics)
 }
 
+/// Has the system hold many who connect at the same moment: who finds no place tries again a second
+/// later.
+fn with_long_queue(tcp: TcpListener) -> std::io::Result<TcpListener> {
+    rustix::net::listen(&tcp, BACKLOG)?;
+    Ok(tcp)
+}
+
 fn house(settings: &Arc<Settings>) -> House {
     let each = settings.with(|version| {
         let config = &version.config.transport;
@@ -465,7 +483,19 @@ fn house(settings: &Arc<Settings>) -> House {
             unlimited: networks.filter_map(|network| network.parse().ok()).collect(),
         }
     });
-    House::new(settings.part(|version| &version.config.transport.connections_max), each)
+    let max = settings.part(|version| &version.config.transport.connections_max);
+    let (wanted, descriptors) = (max.with(|max| *max), descriptors_for_sockets());
+    if descriptors < wanted {
+        warn!(wanted, descriptors, "the limit of open files leaves less room for connections");
+    }
+    House::new(max, each).with_descriptors(descriptors)
+}
+
+/// Descriptors that sockets of peers may take: all that the process may have, but for some that
+/// files, listeners and the runtime need.
+fn descriptors_for_sockets() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(DESCRIPTORS_KEPT).max(1)
 }
 
 /// Without a store there is nothing that a secret should outlive.
@@ -536,6 +566,7 @@ fn assemble(
         keys,
         watch: Default::default(),
         house: house(&settings),
+        outgoing: Budget::new(settings.part(|v| &v.config.transport.sessions_outbox_bytes_max)),
         gateway: Default::default(),
         pairings: Pairings::default(),
         rooms,

@@ -156,7 +156,8 @@ impl Routes {
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        open_socket(request, peer, limits, frames_max, move |connection, outbox| {
+        let outbox = Outbox::within(&shared.outgoing, frames_max, limits.outbox_bytes_max);
+        open_socket(request, peer, limits, outbox, move |connection, outbox| {
             let admitted = Admitted::session(&shared, pass, &outbox);
             SessionTask::new(shared, peer, admitted, connection, outbox).run()
         })
@@ -183,7 +184,8 @@ impl Routes {
             Err(refusal) => return refusal,
         };
         let shared = Arc::clone(&self.shared);
-        open_socket(request, peer, limits, frames_max, move |connection, outbox| {
+        let outbox = Outbox::new(frames_max, limits.outbox_bytes_max);
+        open_socket(request, peer, limits, outbox, move |connection, outbox| {
             let admitted = Admitted::node(&shared, pass, &outbox);
             NodeTask::new(shared, peer, admitted, connection, outbox).run()
         })
@@ -351,14 +353,13 @@ pub(super) fn open_socket<T: Send + 'static, F: Future<Output = ()> + Send + 'st
     request: &mut Request<Incoming>,
     peer: SocketAddr,
     limits: Limits,
-    frames_max: usize,
+    outbox: Arc<Outbox<T>>,
     run: impl FnOnce(Connection<Stream, T>, Arc<Outbox<T>>) -> F + Send + 'static,
 ) -> Response<Body> {
     let (response, socket) = match upgrade(request, &limits) {
         Ok(agreed) => agreed,
         Err(refusal) => return refusal,
     };
-    let outbox = Outbox::new(frames_max, limits.outbox_bytes_max);
     tokio::spawn(async move {
         match socket.await {
             // A task of its own again, which does not carry what the upgrade needed.

@@ -29,7 +29,7 @@ use crate::session::{News, Profile, RoomInput, RoomView, Whereabouts};
 use crate::store::{RoomRow, Store};
 use crate::telemetry::{Metrics, Now};
 use crate::tenant::{Account, Denied, Keys, Pairings};
-use crate::transport::{Connection, House, Outbox, Tls};
+use crate::transport::{Budget, Connection, House, Outbox, Tls};
 
 /// Progress messages a session's mailbox holds before further ones are dropped.
 const PROGRESS_MAX: usize = 1_024;
@@ -68,6 +68,8 @@ pub(super) struct Shared {
     pub(super) watch: Watch,
     /// Who is here, whatever they came for.
     pub(super) house: House,
+    /// What may wait for all clients of sessions together.
+    pub(super) outgoing: Arc<Budget>,
     /// The public API.
     pub(super) gateway: super::gateway::Gateway,
     /// Codes that pair a session with a node.

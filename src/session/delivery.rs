@@ -18,7 +18,7 @@ use crate::telemetry::Now;
 /// Frames on their way to one socket beyond which the next stay on disk.
 const WINDOW_FRAMES: u64 = 32;
 /// Bytes on their way to one socket beyond which the next frame stays on disk.
-const WINDOW_BYTES: usize = 1 << 20;
+const WINDOW_BYTES: usize = 128 << 10;
 /// Shortest time between two barriers, in microseconds.
 const BARRIER_APART_US: u64 = 500_000;
 

@@ -447,7 +447,9 @@ impl Store {
 
     /// Has writes that were left made durable. Costs next to nothing where there are none.
     pub fn wake(&self) {
-        self.handle.shared.signal.wake();
+        if self.handle.shared.queued() > 0 {
+            self.handle.shared.signal.wake();
+        }
     }
 
     /// Whether a job may be accepted: its lane has room, the disk has, and the thread moves.

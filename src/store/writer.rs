@@ -220,7 +220,7 @@ impl Shared {
         self.signal.is_stopping() && self.signal.is_empty() && self.queued() == 0
     }
 
-    fn queued(&self) -> usize {
+    pub(super) fn queued(&self) -> usize {
         self.results.len() + self.accepts.len() + self.housekeeping.len()
     }
 

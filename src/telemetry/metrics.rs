@@ -120,6 +120,8 @@ metrics! {
         "Connections ended, by socket and cause.";
     gauges connections = "utterd_connections" ["socket"]
         "Connections open now, by socket.";
+    gauge outbox_bytes = "utterd_outbox_bytes"
+        "Bytes that wait to be written to sessions.";
     counters tls_failures = "utterd_tls_handshakes_failed_total" ["why"]
         "TLS handshakes that came to nothing: `refused`, or `late`.";
     counters tls_reloads = "utterd_tls_reloads_total" ["outcome"]

@@ -63,6 +63,9 @@ pub struct HttpLimits {
     pub headers_max: usize,
     /// Bytes of one request's line and headers. Beyond it: 431. At least 8 KiB.
     pub buffer_bytes_max: usize,
+    /// Bytes that the system may hold for a peer that does not take them; 0 leaves it to the
+    /// system.
+    pub send_buffer_bytes: usize,
 }
 
 impl Default for HttpLimits {
@@ -71,6 +74,7 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(5),
             headers_max: 64,
             buffer_bytes_max: 16 * 1024,
+            send_buffer_bytes: 0,
         }
     }
 }
@@ -122,7 +126,7 @@ pub async fn serve<L: Listen, S: Service>(
                 continue;
             }
         };
-        if let Err(error) = L::set_nodelay(&tcp) {
+        if let Err(error) = prepare::<L>(&tcp, &limits) {
             tracing::debug!(%peer, %error, "peer left before it was served");
             continue;
         }
@@ -136,6 +140,14 @@ pub async fn serve<L: Listen, S: Service>(
                 }
             })),
         }
+    }
+}
+
+fn prepare<L: Listen>(tcp: &L::Stream, limits: &HttpLimits) -> io::Result<()> {
+    L::set_nodelay(tcp)?;
+    match limits.send_buffer_bytes {
+        0 => Ok(()),
+        bytes => L::bound_send_buffer(tcp, bytes),
     }
 }
 
@@ -249,6 +261,8 @@ fn pause_after(error: &io::Error) -> Option<Duration> {
 pub struct House {
     open: Arc<AtomicUsize>,
     connections_max: Arc<Live<usize>>,
+    /// Sockets that the system has room for.
+    descriptors: usize,
     visitors: Arc<Visitors>,
 }
 
@@ -257,7 +271,13 @@ impl House {
     pub fn new(connections_max: impl Into<Live<usize>>, each: VisitorLimits) -> Self {
         let visitors = Arc::new(Visitors::new(each));
         let connections_max = Arc::new(connections_max.into());
-        Self { open: Arc::default(), connections_max, visitors }
+        Self { open: Arc::default(), connections_max, descriptors: usize::MAX, visitors }
+    }
+
+    /// The same, with no more sockets than these, whatever the bound is: what else needs
+    /// descriptors (files, new listeners) is to have some left.
+    pub fn with_descriptors(self, descriptors: usize) -> Self {
+        Self { descriptors, ..self }
     }
 
     /// Somebody from that address showed a credential that is not good; who does so too often is
@@ -273,7 +293,7 @@ impl House {
 
     fn admit(&self, address: IpAddr) -> Result<Permit, NoRoom> {
         let visitor = self.visitors.enter(address).map_err(NoRoom::OfThem)?;
-        let max = self.connections_max.with(|max| *max);
+        let max = self.connections_max.with(|max| *max).min(self.descriptors);
         let room = |open: usize| (open < max).then_some(open + 1);
         match self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, room) {
             Ok(_) => Ok(Permit(Arc::clone(&self.open), visitor)),

@@ -18,6 +18,13 @@ pub trait Listen: Send + Sync + 'static {
     /// Has small messages sent without waiting for more.
     fn set_nodelay(stream: &Self::Stream) -> io::Result<()>;
 
+    /// Has the system hold no more than about so many bytes that are written and not yet taken by
+    /// the peer. A network that has no such bound leaves it.
+    fn bound_send_buffer(stream: &Self::Stream, bytes: usize) -> io::Result<()> {
+        let _ = (stream, bytes);
+        Ok(())
+    }
+
     /// Sends what can be sent of `words` without waiting, and closes.
     fn turn_away(stream: Self::Stream, words: &[u8]) -> io::Result<usize>;
 }
@@ -31,6 +38,11 @@ impl Listen for TcpListener {
 
     fn set_nodelay(stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)
+    }
+
+    fn bound_send_buffer(stream: &TcpStream, bytes: usize) -> io::Result<()> {
+        // The system doubles it, for what it needs beside the bytes.
+        Ok(rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes / 2)?)
     }
 
     fn turn_away(stream: TcpStream, words: &[u8]) -> io::Result<usize> {

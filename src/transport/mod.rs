@@ -22,7 +22,7 @@ mod websocket;
 pub use body::Body;
 pub use http::{Agreed, Entrance, House, HttpLimits, Service, Socket, answer, serve, upgrade};
 pub use listen::Listen;
-pub use outbox::{CloseRequest, Frame, Outbox, Refusal, Refused};
+pub use outbox::{Budget, CloseRequest, Frame, Outbox, Refusal, Refused};
 pub use pipe::{Client, Heard, Stream, pipe};
 pub use socket::WebSocket;
 pub use tls::{Reading, Side, Tls, TlsDoor};

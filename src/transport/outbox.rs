@@ -6,13 +6,15 @@
 //!
 //! It refuses to know what a frame says, and how it reaches the wire.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use crossbeam::queue::SegQueue;
 use futures_util::task::AtomicWaker;
+
+use crate::config::Live;
 
 /// One text frame on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,14 +52,51 @@ pub struct CloseRequest {
     pub reason: &'static str,
 }
 
+/// What the outboxes that share it may hold together, in bytes.
+///
+/// When it is spent, an outbox in which something waits already takes no more, and one that is
+/// empty still takes a frame: who keeps up is served while those who do not are the ones refused.
+#[derive(Debug)]
+pub struct Budget {
+    held: AtomicUsize,
+    bytes_max: Live<usize>,
+}
+
+impl Budget {
+    /// Of so many bytes.
+    pub fn new(bytes_max: impl Into<Live<usize>>) -> Arc<Self> {
+        Arc::new(Self { held: AtomicUsize::new(0), bytes_max: bytes_max.into() })
+    }
+
+    /// Bytes held now, by all outboxes.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Takes that much of it; always, where it `must`.
+    fn take(&self, size: usize, must: bool) -> bool {
+        let before = self.held.fetch_add(size, Ordering::Relaxed);
+        let fits = must || self.bytes_max.with(|max| before.saturating_add(size) <= *max);
+        if !fits {
+            self.give_back(size);
+        }
+        fits
+    }
+
+    fn give_back(&self, size: usize) {
+        self.held.fetch_sub(size, Ordering::Relaxed);
+    }
+}
+
 /// A bounded queue of frames: many producers, one consumer, no lock.
 ///
 /// **Invariant:** `level` counts a frame from before it enters `queue` until after it has left, so
 /// both bounds hold at every instant and `level` is zero exactly when nothing is queued or about to
 /// be.
 pub struct Outbox<T> {
-    /// Frames in order of arrival. Segments are allocated as needed: an idle connection holds none.
-    queue: SegQueue<Frame<T>>,
+    /// Frames in order of arrival. A segment has room for 31 of them and is kept once there was
+    /// one, even by who is idle: boxed, they take an eighth of the room.
+    queue: SegQueue<Box<Frame<T>>>,
     /// The closed flag, the frame count and the byte count in one word (see `Level`), so that
     /// "is there room" and "is it still open" are one decision. Written by everybody.
     level: AtomicU64,
@@ -65,6 +104,8 @@ pub struct Outbox<T> {
     frames_max: usize,
     /// Most payload bytes held at once.
     bytes_max: usize,
+    /// What it shares with others, if it does. It counts exactly the bytes that `level` counts.
+    budget: Option<Arc<Budget>>,
     /// The first request to close; later ones are ignored. Written once, by any thread.
     close_request: OnceLock<CloseRequest>,
     /// The owner's task, woken after each push and each request.
@@ -112,6 +153,18 @@ impl<T> Outbox<T> {
     /// # Panics
     /// If a bound is too large to be counted (8 Mi frames, 1 TiB).
     pub fn new(frames_max: usize, bytes_max: usize) -> Arc<Self> {
+        Self::sharing(None, frames_max, bytes_max)
+    }
+
+    /// The same, that shares a budget with others.
+    ///
+    /// # Panics
+    /// As [`Outbox::new`].
+    pub fn within(budget: &Arc<Budget>, frames_max: usize, bytes_max: usize) -> Arc<Self> {
+        Self::sharing(Some(Arc::clone(budget)), frames_max, bytes_max)
+    }
+
+    fn sharing(budget: Option<Arc<Budget>>, frames_max: usize, bytes_max: usize) -> Arc<Self> {
         assert!(frames_max < 1 << Level::FRAMES_BITS, "frames_max is beyond counting");
         assert!(bytes_max < 1 << Level::BYTES_BITS, "bytes_max is beyond counting");
         Arc::new(Self {
@@ -119,6 +172,7 @@ impl<T> Outbox<T> {
             level: AtomicU64::new(0),
             frames_max,
             bytes_max,
+            budget,
             close_request: OnceLock::new(),
             owner: AtomicWaker::new(),
         })
@@ -132,7 +186,7 @@ impl<T> Outbox<T> {
         if let Err(why) = self.reserve(size) {
             return Err(Refused { frame, why });
         }
-        self.queue.push(frame);
+        self.queue.push(Box::new(frame));
         self.owner.wake();
         Ok(())
     }
@@ -152,9 +206,16 @@ impl<T> Outbox<T> {
             let next = seen + Level::of_frame(size);
             match self.level.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed)
             {
-                Ok(_) => return Ok(()),
+                Ok(_) => break,
                 Err(now) => seen = now,
             }
+        }
+        match &self.budget {
+            Some(budget) if !budget.take(size, Level(seen).frames() == 0) => {
+                self.level.fetch_sub(Level::of_frame(size), Ordering::AcqRel);
+                Err(Refusal::Full)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -211,8 +272,10 @@ impl<T> Outbox<T> {
     /// Takes the oldest frame. For the owner, and for whoever collects the rest after its end.
     pub fn pop(&self) -> Option<Frame<T>> {
         let frame = self.queue.pop()?;
-        self.level.fetch_sub(Level::of_frame(frame.text.len()), Ordering::AcqRel);
-        Some(frame)
+        let size = frame.text.len();
+        self.level.fetch_sub(Level::of_frame(size), Ordering::AcqRel);
+        self.budget.iter().for_each(|budget| budget.give_back(size));
+        Some(*frame)
     }
 
     /// Takes the oldest frame, or arranges for the owner to be woken by the next push or request.
@@ -226,9 +289,16 @@ impl<T> Outbox<T> {
     }
 }
 
+/// What nobody collected is held no more.
+impl<T> Drop for Outbox<T> {
+    fn drop(&mut self) {
+        let bytes = self.bytes();
+        self.budget.iter().for_each(|budget| budget.give_back(bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
     use std::task::{Wake, Waker};
     use std::thread;
 
@@ -265,6 +335,23 @@ mod tests {
         assert_eq!(why(outbox.push(frame("", 3))), None, "an empty frame needs no bytes");
         while outbox.pop().is_some() {}
         assert_eq!((outbox.frames(), outbox.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_spent_budget_refuses_those_who_wait_and_serves_those_who_keep_up() {
+        let budget = Budget::new(10);
+        let (slow, quick) = (Outbox::within(&budget, 10, 100), Outbox::within(&budget, 10, 100));
+        assert_eq!(why(slow.push(frame("12345678", 1))), None);
+        assert_eq!(why(slow.push(frame("123", 2))), Some(Refusal::Full));
+        assert_eq!((slow.frames(), slow.bytes(), budget.held()), (1, 8, 8));
+        for n in 0..3 {
+            assert_eq!(why(quick.push(frame("12345", n))), None, "nothing of it waits");
+            assert_eq!(why(quick.push(frame("1", n))), Some(Refusal::Full));
+            assert_eq!((quick.pop(), budget.held()), (Some(frame("12345", n)), 8));
+        }
+        assert_eq!(why(slow.push(frame("12", 3))), None, "to the byte");
+        drop(slow);
+        assert_eq!((budget.held(), why(quick.push(frame("0123456789", 4)))), (0, None));
     }
 
     #[test]

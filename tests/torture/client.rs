@@ -118,6 +118,7 @@ impl Life {
                 match self.talk(&mut wire).await? {
                     End::Closed => return self.audit(),
                     End::Lost => {}
+                    End::Dropped if self.leaves() => return Ok(()),
                     End::Dropped if self.rng.bool() => self.older = Some(wire),
                     End::Dropped => {}
                 }
@@ -126,6 +127,16 @@ impl Life {
             }
             sleep(Duration::from_micros(self.rng.u64(0..8_000))).await;
         }
+    }
+
+    /// Whether it forgets the session, promises and all.
+    fn leaves(&mut self) -> bool {
+        let one_in = self.world.pace.leaves_one_in;
+        let leaves = one_in > 0 && self.rng.u64(0..one_in) == 0;
+        if leaves {
+            count(&self.world.tally.left);
+        }
+        leaves
     }
 
     /// Faults a promise not kept in time.
@@ -277,7 +288,8 @@ impl Life {
                             return Ok(End::Lost);
                         }
                     } else {
-                        say_at = Instant::now() + Duration::from_micros(self.rng.u64(0..12_000));
+                        let pause_us = self.rng.u64(0..self.world.pace.pause_us);
+                        say_at = Instant::now() + Duration::from_micros(pause_us);
                         if !self.speak(wire).await {
                             return Ok(End::Lost);
                         }

@@ -1,5 +1,7 @@
 //! The program itself, in a process of its own that can be killed.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -23,10 +25,28 @@ pub struct Daemon {
 impl Daemon {
     /// Begins to start; nothing is awaited.
     pub fn spawn(addr: SocketAddr, dir: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::spawn_with(addr, dir, settings, None)
+    }
+
+    /// The same, with no more open files than these, if there is a number.
+    pub fn spawn_with(
+        addr: SocketAddr,
+        dir: &Path,
+        settings: &[(&str, &str)],
+        files: Option<u64>,
+    ) -> Self {
         let log = File::options().create(true).append(true).open(log_of(dir)).unwrap();
         let program = std::env::var_os("UTTERD_TORTURE_PROGRAM");
-        let mut command =
-            Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_utterd").into()));
+        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_utterd").into());
+        let mut command = match files {
+            None => Command::new(program),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]);
+                shell.arg(program);
+                shell
+            }
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("UTTERD_") {
                 command.env_remove(name);
@@ -69,6 +89,15 @@ impl Daemon {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// How it ended, if it did so by itself.

@@ -34,10 +34,27 @@ pub enum Broken {
     Rule,
 }
 
+/// How busy everybody is.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Longest pause of a client between two things it says, in microseconds.
+    pub pause_us: u64,
+    /// Of so many connections that a client drops it comes back to all but one; 0 is to all.
+    pub leaves_one_in: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { pause_us: 12_000, leaves_one_in: 0 }
+    }
+}
+
 /// Counts, shown at the end.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub sessions: AtomicU64,
+    /// Sessions nobody came back to, though they could have.
+    pub left: AtomicU64,
     pub resumed: AtomicU64,
     /// Sessions nobody had promised anything to, unknown after a kill.
     pub forgotten: AtomicU64,
@@ -59,6 +76,7 @@ pub struct Tally {
 
 pub struct World {
     pub addr: SocketAddr,
+    pub pace: Pace,
     pub tally: Tally,
     storm: AtomicBool,
     voices: AtomicU32,
@@ -71,9 +89,10 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(addr: SocketAddr) -> Self {
+    pub fn new(addr: SocketAddr, pace: Pace) -> Self {
         Self {
             addr,
+            pace,
             tally: Tally::default(),
             storm: AtomicBool::new(true),
             voices: AtomicU32::new(1),

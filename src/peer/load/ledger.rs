@@ -109,6 +109,8 @@ impl Times {
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) sent: AtomicU64,
+    /// Answered by a node, whether the answer was read or not.
+    pub(super) replied: AtomicU64,
     /// Answered in any way.
     pub(super) closed: AtomicU64,
     /// Results that came while the round was measured.
@@ -255,6 +257,7 @@ impl Ledger {
     /// A node is about to write its answer.
     pub(super) fn replied(&self, (session, index): (usize, u64), now: Instant) {
         self.tracks[session].slot(index).replied_ns.store(self.ns(now), SeqCst);
+        self.counts.replied.fetch_add(1, SeqCst);
     }
 
     /// A session has read a result that proves to be its own, or does not.

@@ -7,8 +7,10 @@
 //!
 //! It shares the transport of the relay with the server, and nothing else.
 
+mod beside;
 mod capacity;
 mod consoles;
+mod crowd;
 mod floor;
 mod head;
 mod ledger;
@@ -37,11 +39,13 @@ use pace::Schedule;
 use speaker::{Round, Speaker};
 use speech::Speech;
 
+use super::brake::Brake;
 use super::dial::Trust;
 use super::wire::{Dial, Socket};
 
+pub use beside::{Beside, Company, Weighed, beside};
 pub use capacity::{Capacity, Step, find_capacity};
-pub use consoles::{Watched, Weighed, watched};
+pub use crowd::{Idle, idle};
 pub use floor::{Compared, FloorPlan, Ratio, Verdict, compare};
 pub use process::{ServerPlan, Spawned};
 pub use relay::Relay;
@@ -84,6 +88,8 @@ pub struct Options {
     pub nodes: usize,
     /// Sessions, 1 to 65,535.
     pub sessions: usize,
+    /// The language spoken, and the one to be heard.
+    pub languages: (&'static str, &'static str),
     /// How utterances are said.
     pub mode: Mode,
     /// Length of each utterance, in milliseconds of PCM16 at 16 kHz.
@@ -101,6 +107,9 @@ pub struct Options {
     /// Certificates, for a `wss://` address.
     #[serde(skip)]
     pub trust: Trust,
+    /// Holds the sessions' reading back, if it is there.
+    #[serde(skip)]
+    pub brake: Option<Brake>,
 }
 
 impl Default for Options {
@@ -110,6 +119,7 @@ impl Default for Options {
         Self {
             nodes: 4,
             sessions: 32,
+            languages: ("zh", "en"),
             mode: Mode::Utterance,
             audio_ms: 1_000,
             service_ms: 0,
@@ -118,6 +128,7 @@ impl Default for Options {
             resume: false,
             patience_ms: 10_000,
             trust: Trust::default(),
+            brake: None,
         }
     }
 }
@@ -187,7 +198,7 @@ impl World {
     }
 
     async fn connect(url: &str, options: &Options, pid: Option<u32>) -> Result<Self, LoadError> {
-        let speech = Arc::new(Speech::new(options.audio_ms, options.mode));
+        let speech = Arc::new(Speech::new(options));
         let mut sessions = Vec::with_capacity(options.sessions);
         for number in 0..options.sessions {
             sessions.push(Speaker::open(url, number, options).await?);
@@ -197,6 +208,7 @@ impl World {
         let work = Work {
             service: Duration::from_millis(options.service_ms),
             slots: options.slots,
+            languages: options.languages,
             tts_audio: "A".repeat(options.result_bytes / 4 * 4).into(),
         };
         let mut nodes = JoinSet::new();
@@ -349,7 +361,7 @@ fn check(options: &Options) -> Result<(), LoadError> {
 }
 
 /// Connects; small messages leave at once.
-async fn dial(url: &str, trust: &Trust, read_buffer_bytes: usize) -> Result<Socket, LoadError> {
+async fn dial(dial: Dial, read_buffer_bytes: usize) -> Result<Socket, LoadError> {
     let config = WebSocketConfig::default().read_buffer_size(read_buffer_bytes);
-    Ok(Dial::to(url, trust, None)?.open(config).await?)
+    Ok(dial.open(config).await?)
 }

@@ -18,7 +18,7 @@ use super::ledger::Ledger;
 use super::speech::proof_of;
 use super::{LoadError, dial, head};
 use crate::peer::dial::Trust;
-use crate::peer::wire::Socket;
+use crate::peer::wire::{Dial, Socket};
 
 /// Read buffer of one node's connection, in bytes.
 const READ_BUFFER_BYTES: usize = 64 * 1_024;
@@ -32,6 +32,8 @@ pub(super) struct Work {
     pub(super) service: Duration,
     /// Jobs at once.
     pub(super) slots: u32,
+    /// What is spoken, and what is heard.
+    pub(super) languages: (&'static str, &'static str),
     /// Base64 of the speech that each answer carries.
     pub(super) tts_audio: Arc<str>,
 }
@@ -60,8 +62,9 @@ impl Node {
         work: Work,
         trust: &Trust,
     ) -> Result<Self, LoadError> {
-        let mut socket = dial(&format!("{url}/ws/node"), trust, READ_BUFFER_BYTES).await?;
-        let hello = report("node_register", &name, work.slots);
+        let to = Dial::to(&format!("{url}/ws/node"), trust, None)?;
+        let mut socket = dial(to, READ_BUFFER_BYTES).await?;
+        let hello = report("node_register", &name, &work);
         socket.send(Message::text(hello)).await?;
         while let Some(message) = socket.next().await {
             let message = message?;
@@ -106,7 +109,7 @@ impl Node {
                     }
                 }
                 _ = beat.tick() => {
-                    let beat = report("node_heartbeat", &self.name, self.work.slots);
+                    let beat = report("node_heartbeat", &self.name, &self.work);
                     self.socket.send(Message::text(beat)).await?;
                 }
             }
@@ -174,8 +177,8 @@ async fn wait(due: Option<Instant>) {
 }
 
 /// What a node is, for its registration and for its heartbeats.
-fn report(kind: &str, name: &str, slots: u32) -> String {
-    let languages = json!(["zh", "en"]);
+fn report(kind: &str, name: &str, work: &Work) -> String {
+    let languages = json!(work.languages);
     let ready = |service| json!({"type": service, "ready": true});
     let rest = json!({"node_id": name, "version": "load",
         "capability_schema_version": "2.0", "platform": "linux", "hardware": {},
@@ -185,7 +188,7 @@ fn report(kind: &str, name: &str, slots: u32) -> String {
         "language_capabilities": {"asr_languages": languages, "tts_languages": languages,
             "semantic_languages": languages},
         "resource_usage": {"cpu_percent": 0.0, "mem_percent": 0.0, "running_jobs": 0},
-        "max_concurrent_jobs": slots})
+        "max_concurrent_jobs": work.slots})
     .to_string();
     // The relay looks for the first thing that is called a type.
     format!("{{\"type\":\"{kind}\",{}", &rest[1..])

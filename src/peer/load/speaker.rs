@@ -20,7 +20,7 @@ use super::ledger::Ledger;
 use super::pace::Schedule;
 use super::speech::Speech;
 use super::{LoadError, Mode, Options, dial, head};
-use crate::peer::wire::Socket;
+use crate::peer::wire::{Dial, Socket};
 
 /// Read buffer of one session's connection, in bytes.
 const READ_BUFFER_BYTES: usize = 8 * 1_024;
@@ -49,10 +49,12 @@ impl Speaker {
         options: &Options,
     ) -> Result<Self, LoadError> {
         let url = format!("{url}/ws/session");
-        let mut socket = dial(&url, &options.trust, READ_BUFFER_BYTES).await?;
+        let to = Dial::to(&url, &options.trust, None)?.braked(options.brake.clone());
+        let mut socket = dial(to, READ_BUFFER_BYTES).await?;
         let extensions = if options.resume { vec!["resume"] } else { vec![] };
+        let (src, tgt) = options.languages;
         let mut init = json!({"type": "session_init", "client_version": "load", "platform": "cli",
-            "src_lang": "zh", "tgt_lang": "en", "enable_streaming_asr": false,
+            "src_lang": src, "tgt_lang": tgt, "enable_streaming_asr": false,
             "extensions": extensions});
         if options.mode == Mode::Chunks {
             init["audio_format"] = json!("pcm16");

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 
-use super::Mode;
+use super::{Mode, Options};
 
 /// Bytes of one millisecond of PCM16 at 16 kHz.
 const BYTES_PER_MS: usize = 32;
@@ -26,11 +26,13 @@ pub(super) struct Speech {
     /// Length and checksum of the whole as base64, as a node would tell them.
     rest: String,
     mode: Mode,
+    languages: (&'static str, &'static str),
 }
 
 impl Speech {
-    /// Noise of that length, at least one chunk of a millisecond.
-    pub(super) fn new(audio_ms: usize, mode: Mode) -> Self {
+    /// Noise of the length wanted, at least one chunk of a millisecond.
+    pub(super) fn new(options: &Options) -> Self {
+        let Options { audio_ms, mode, languages, .. } = *options;
         let mut rng = fastrand::Rng::with_seed(1);
         let samples = audio_ms.max(1) * BYTES_PER_MS / 2;
         let pcm: Vec<u8> =
@@ -45,19 +47,20 @@ impl Speech {
                 first.into_iter().chain(chunks.map(encode)).collect()
             }
         };
-        Self { parts, rest: rest_of(&whole), mode }
+        Self { parts, rest: rest_of(&whole), mode, languages }
     }
 
     /// The frames of one utterance. `seq` counts the chunks of the session, from 1.
     pub(super) fn frames(&self, session_id: &str, at: (usize, u64), seq: &mut u64) -> Vec<Bytes> {
         let last = self.parts.len() - 1;
         let parts = self.parts.iter().enumerate();
+        let (src, tgt) = self.languages;
         let frames = parts.map(|(n, part)| {
             let head = match self.mode {
                 Mode::Utterance => format!(
                     "{{\"type\":\"utterance\",\"session_id\":\"{session_id}\",\
-                     \"utterance_index\":{},\"manual_cut\":true,\"src_lang\":\"zh\",\
-                     \"tgt_lang\":\"en\",\"audio_format\":\"pcm16\",\"sample_rate\":16000,\
+                     \"utterance_index\":{},\"manual_cut\":true,\"src_lang\":\"{src}\",\
+                     \"tgt_lang\":\"{tgt}\",\"audio_format\":\"pcm16\",\"sample_rate\":16000,\
                      \"audio\":\"",
                     at.1
                 ),
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_a_node_tells_proves_which_utterance_it_had() {
-        let speech = Speech::new(1_000, Mode::Utterance);
+        let speech = Speech::new(&Options::default());
         let frames = speech.frames("s-1", (3, 17), &mut 0);
         let audio = payload(&frames[0], "audio");
         assert_eq!(base64_simd::STANDARD.decode_to_vec(audio).unwrap().len(), 32_000);
@@ -133,7 +136,8 @@ mod tests {
     #[test]
     fn chunks_put_together_are_the_same_utterance() {
         for audio_ms in [1, 199, 200, 201, 1_000] {
-            let speech = Speech::new(audio_ms, Mode::Chunks);
+            let speech =
+                Speech::new(&Options { audio_ms, mode: Mode::Chunks, ..Options::default() });
             let mut seq = 0;
             let frames = speech.frames("s-1", (3, 17), &mut seq);
             assert_eq!(frames.len(), audio_ms.div_ceil(200));

@@ -31,7 +31,7 @@ impl Inside {
             let t = &version.config.transport;
             (t.session_outbox_frames_max, t.session_outbox_bytes_max)
         });
-        let outbox = Outbox::new(frames_max, answer_bytes_max);
+        let outbox = Outbox::within(&shared.outgoing, frames_max, answer_bytes_max);
         let (socket, client) = pipe(&limits, answer_bytes_max).await;
         let connection = Connection::new(socket, limits, Arc::clone(&outbox));
         let admitted = Admitted::session(&shared, guest.pass.clone(), &outbox);

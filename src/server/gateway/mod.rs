@@ -125,7 +125,8 @@ impl Routes {
         let run = move |connection: Connection<_, ()>, outbox: Arc<Outbox<()>>| {
             StreamTask::new(guest, limits, connection, outbox).run()
         };
-        let mut response = open_socket(request, peer, own, frames_max, run);
+        let outbox = Outbox::within(&self.shared.outgoing, frames_max, own.outbox_bytes_max);
+        let mut response = open_socket(request, peer, own, outbox, run);
         response.headers_mut().extend(std::mem::take(told.headers_mut()));
         response
     }
