@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use utterd::peer::voice::sine_speech;
 use utterd::peer::wav::encode_wav;
 use utterd::protocol::job::{Cut, JobSpec, Pipeline};
@@ -80,11 +80,17 @@ fn seeds() -> Seeds {
 
 /// Messages of both sockets, those of recorded clients among them, and some that ask for much.
 fn frames(add: &mut impl FnMut(&'static str, String, Vec<u8>)) {
-    for (at, text) in super::bodies::server::SESSION.lines().enumerate() {
-        add("session_frames", format!("{at:02}"), filled(text));
-    }
-    for (at, text) in super::bodies::server::NODE.lines().enumerate() {
-        add("node_frames", format!("{at:02}"), filled(text));
+    for (target, templates) in [
+        ("session_frames", super::bodies::server::SESSION),
+        ("node_frames", super::bodies::server::NODE),
+    ] {
+        for (at, text) in templates.lines().enumerate() {
+            let frame = filled(text);
+            if let Some(wide) = wide(&frame, target) {
+                add(target, format!("{at:02}-wide"), wide);
+            }
+            add(target, format!("{at:02}"), frame);
+        }
     }
     for (target, name, text) in [
         ("session_frames", "web-init", include_str!("recorded/web-init.json")),
@@ -94,7 +100,11 @@ fn frames(add: &mut impl FnMut(&'static str, String, Vec<u8>)) {
         ("node_frames", "agent-heartbeat", include_str!("recorded/agent-heartbeat.json")),
         ("node_frames", "agent-result", include_str!("recorded/agent-result.json")),
     ] {
-        add(target, name.to_owned(), text.trim_end().as_bytes().to_vec());
+        let frame = text.trim_end().as_bytes().to_vec();
+        if let Some(wide) = wide(&frame, target) {
+            add(target, format!("{name}-wide"), wide);
+        }
+        add(target, name.to_owned(), frame);
     }
     let long = "QUJD".repeat(6_000);
     let chunk = json!({"type": "audio_chunk", "session_id": "s", "seq": 1.0, "is_final": true,
@@ -124,6 +134,47 @@ fn frames(add: &mut impl FnMut(&'static str, String, Vec<u8>)) {
             "segments_meta": list, "extra": {"service_timings": {"a": list}, "more": list},
             "error": {"code": "x", "details": {"a": list}}});
         add("node_frames", format!("result-{name}"), result.to_string().into_bytes());
+    }
+}
+
+/// The same frame, still a good one, with text in all its places for text that cannot be cut at any
+/// even byte; none if there is no such place.
+fn wide(frame: &[u8], target: &str) -> Option<Vec<u8>> {
+    let is_good = |frame: &Value| {
+        let frame = frame.to_string().into();
+        match target {
+            "session_frames" => utterd::protocol::session::decode(&frame).is_ok(),
+            _ => utterd::protocol::node::decode(&frame).is_ok(),
+        }
+    };
+    let mut frame: Value = serde_json::from_slice(frame).ok()?;
+    let mut places = Vec::new();
+    texts(&frame, String::new(), &mut places);
+    let mut is_wide = false;
+    for place in places {
+        for chars in [300, 60, 30, 15, 7] {
+            let mut other = frame.clone();
+            *other.pointer_mut(&place)? = format!("x{}", "\u{1F600}".repeat(chars)).into();
+            if is_good(&other) {
+                (frame, is_wide) = (other, true);
+                break;
+            }
+        }
+    }
+    is_wide.then(|| frame.to_string().into_bytes())
+}
+
+/// Where there is text in it.
+fn texts(value: &Value, at: String, found: &mut Vec<String>) {
+    match value {
+        Value::String(_) => found.push(at),
+        Value::Array(items) => {
+            (0..).zip(items).for_each(|(n, item)| texts(item, format!("{at}/{n}"), found));
+        }
+        Value::Object(fields) => {
+            fields.iter().for_each(|(key, field)| texts(field, format!("{at}/{key}"), found));
+        }
+        _ => {}
     }
 }
 
