@@ -1,10 +1,10 @@
 //! Sessions and nodes that come and go for as long as one likes, on a server that is killed now and
 //! then: nothing of it stays, and nothing is lost.
 //!
-//! `UTTERD_CHURN_SECONDS` sets how long (twenty seconds if it is unset), `UTTERD_CHURN_LIFE` after how
-//! many seconds the server is killed each time (a quarter of all, at most five minutes),
-//! `UTTERD_TORTURE_PROGRAM` names another build of the program. The slope of memory is judged where a life of the server is
-//! long enough to be warm in, from `WARM_FROM_S` seconds on.
+//! `UTTERD_CHURN_SECONDS` sets how long (twenty seconds if it is unset), `UTTERD_CHURN_LIFE` after
+//! how many seconds the server is killed each time (a quarter of all, at most five minutes),
+//! `UTTERD_TORTURE_PROGRAM` names another build of the program. The slope of memory is judged where
+//! a life of the server is long enough to be warm in, from `WARM_FROM_S` seconds on.
 
 #![allow(clippy::print_stdout, reason = "the figures of a run")]
 

@@ -44,6 +44,7 @@ fn unreadable() -> Vec<Bad> {
         bad("cut off", "{\"type\":\"session_in", "malformed"),
         bad("two messages", "{\"type\":\"x\"}{\"type\":\"y\"}", "malformed"),
         bad("a list", "[]", "malformed"),
+        bad("a list of a type", "[\"error\"]", "malformed"),
         bad("null", "null", "malformed"),
         bad("a number", "17", "malformed"),
         bad("an empty object", "{}", "malformed"),

@@ -6,6 +6,9 @@
 const SLOT_US: u64 = 2_000;
 /// Half a minute, so that most deadlines are looked at once.
 const SLOTS: usize = 16_384;
+/// Deadlines that an empty slot keeps room for: what a burst has taken is given back when it is
+/// over.
+const KEPT: usize = 4;
 
 /// A hashed timing wheel over monotonic microseconds.
 #[derive(Debug)]
@@ -47,6 +50,9 @@ impl<T> Wheel<T> {
                     at += 1;
                 }
             }
+            if slot.is_empty() && slot.capacity() > KEPT {
+                *slot = Vec::new();
+            }
         }
         self.reached = target;
     }
@@ -83,6 +89,18 @@ mod tests {
         for (at, now) in due {
             assert!(now >= at && now < at + 300, "{at} came at {now}");
         }
+    }
+
+    #[test]
+    fn a_burst_is_forgotten_with_its_last_deadline() {
+        let mut wheel = Wheel::new(0);
+        for at in 0..200_000 {
+            wheel.arm(1_000_000 + at % 60_000, at);
+        }
+        let room = |wheel: &Wheel<u64>| wheel.slots.iter().map(Vec::capacity).sum::<usize>();
+        assert!(room(&wheel) >= 200_000);
+        wheel.expire(2_000_000, drop);
+        assert_eq!((wheel.len(), room(&wheel)), (0, 0));
     }
 
     proptest! {

@@ -6,6 +6,22 @@ use std::marker::PhantomData;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::error::DecodeError;
+use super::limits;
+
+/// Reads a message, of which not too much is left beside its speech. It is an object: a derived
+/// reader would take a list of its fields' values for one too.
+pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
+    if json.len() > limits::HEAD_BYTES_MAX {
+        return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
+    }
+    let message = serde_json::from_slice(json)?;
+    match json.trim_ascii_start().first() {
+        Some(b'{') => Ok(message),
+        _ => Err(DecodeError::Malformed("a message is an object".to_owned())),
+    }
+}
+
 /// An integer, however the peer wrote it: `1`, `1.0`, `-3`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Int(i128);

@@ -483,13 +483,13 @@ const SERVER_TYPES: [&str; 7] = [
 pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
     if let Some(hole) = super::scan::top_level_string(frame, "tts_audio") {
         let rest = super::scan::without(frame, &hole);
-        if parse::<Tag>(&rest)?.kind == "job_result" {
-            return job_result(parse(&rest)?, frame.slice(hole));
+        if lenient::parse::<Tag>(&rest)?.kind == "job_result" {
+            return job_result(lenient::parse(&rest)?, frame.slice(hole));
         }
     }
-    match parse::<Tag>(frame)?.kind.as_str() {
+    match lenient::parse::<Tag>(frame)?.kind.as_str() {
         "node_register" => {
-            let offer = parse::<HelloWire>(frame)?;
+            let offer = lenient::parse::<HelloWire>(frame)?;
             let traces = offer.offers(TraceParent::NAME);
             let hello = offer.read().map(Box::new);
             let report = Report { hello, traces, ..*report(frame)? };
@@ -497,14 +497,14 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
         }
         "node_heartbeat" => report(frame).map(Message::Heartbeat),
         "job_result" => {
-            let mut head: ResultHead = parse(frame)?;
+            let mut head: ResultHead = lenient::parse(frame)?;
             let audio = Bytes::from(head.tts_audio.take().unwrap_or_default());
             job_result(head, audio)
         }
-        "asr_partial" => partial(parse(frame)?),
-        "job_ack" => mark(parse(frame)?).map(Message::JobAck),
-        "job_started" => mark(parse(frame)?).map(Message::JobStarted),
-        "node_error" => Ok(Message::NodeError(parse(frame)?)),
+        "asr_partial" => partial(lenient::parse(frame)?),
+        "job_ack" => mark(lenient::parse(frame)?).map(Message::JobAck),
+        "job_started" => mark(lenient::parse(frame)?).map(Message::JobStarted),
+        "node_error" => Ok(Message::NodeError(lenient::parse(frame)?)),
         "pairing_code_request" => Ok(Message::PairingCodeRequest),
         other => match SERVER_TYPES.iter().find(|t| **t == other) {
             Some(known) => Ok(Message::WrongDirection(known)),
@@ -513,15 +513,8 @@ pub fn decode(frame: &Bytes) -> Result<Message, DecodeError> {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
-    if json.len() > limits::HEAD_BYTES_MAX {
-        return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
-    }
-    Ok(serde_json::from_slice(json)?)
-}
-
 fn report(frame: &[u8]) -> Result<Box<Report>, DecodeError> {
-    let wire: ReportWire = parse(frame)?;
+    let wire: ReportWire = lenient::parse(frame)?;
     if wire.node_id.as_ref().is_some_and(|id| id.len() > limits::ID_BYTES_MAX) {
         return Err(DecodeError::TooLong { field: "node_id", max: limits::ID_BYTES_MAX });
     }

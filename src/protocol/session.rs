@@ -297,23 +297,23 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
         }
     }
     match kind(frame)?.as_str() {
-        "session_init" => init(parse(frame)?),
+        "session_init" => init(lenient::parse(frame)?),
         "audio_chunk" => {
-            let mut head: ChunkHead = parse(frame)?;
+            let mut head: ChunkHead = lenient::parse(frame)?;
             let payload = head.payload.take().unwrap_or_default();
             chunk(head, payload.as_bytes())
         }
         "utterance" => {
-            let mut head: UtteranceHead = parse(frame)?;
+            let mut head: UtteranceHead = lenient::parse(frame)?;
             let audio = Bytes::from(std::mem::take(&mut head.audio));
             checked_utterance(head, audio)
         }
-        "client_heartbeat" => Ok(Request::Heartbeat(parse(frame)?)),
-        "session_close" => Ok(Request::Close(parse(frame)?)),
-        "tts_started" => Ok(Request::TtsStarted(parse(frame)?)),
-        "tts_play_ended" => Ok(Request::TtsPlayEnded(parse(frame)?)),
-        "session_resume" => Ok(Request::Resume(Box::new(parse(frame)?))),
-        "ack" => Ok(Request::Ack(parse(frame)?)),
+        "client_heartbeat" => Ok(Request::Heartbeat(lenient::parse(frame)?)),
+        "session_close" => Ok(Request::Close(lenient::parse(frame)?)),
+        "tts_started" => Ok(Request::TtsStarted(lenient::parse(frame)?)),
+        "tts_play_ended" => Ok(Request::TtsPlayEnded(lenient::parse(frame)?)),
+        "session_resume" => Ok(Request::Resume(Box::new(lenient::parse(frame)?))),
+        "ack" => Ok(Request::Ack(lenient::parse(frame)?)),
         other => {
             if frame.len() > limits::HEAD_BYTES_MAX {
                 return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
@@ -333,24 +333,17 @@ pub fn decode(frame: &Bytes) -> Result<Request, DecodeError> {
 }
 
 fn kind(json: &[u8]) -> Result<String, DecodeError> {
-    Ok(parse::<Tag>(json)?.kind)
+    Ok(lenient::parse::<Tag>(json)?.kind)
 }
 
 /// Reads a message of the type `name`; none if it is of another type. `T` reads no other, so that
 /// a message with speech is parsed once.
 fn parse_as<'a, T: Deserialize<'a>>(json: &'a [u8], name: &str) -> Result<Option<T>, DecodeError> {
-    match parse(json) {
+    match lenient::parse(json) {
         Ok(message) => Ok(Some(message)),
         Err(fault) if kind(json)? == name => Err(fault),
         Err(_) => Ok(None),
     }
-}
-
-fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
-    if json.len() > limits::HEAD_BYTES_MAX {
-        return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
-    }
-    Ok(serde_json::from_slice(json)?)
 }
 
 fn bounded(field: &'static str, text: Option<&String>, max: usize) -> Result<(), DecodeError> {

@@ -199,7 +199,7 @@ class OneJob {
 function timeline(job, stamps) {
   const page = document.getElementById('main').clientWidth;
   const width = Math.max(300, Math.min(page - 80, 1000));
-  const [labels, row, top] = [70, 24, 30];
+  const [labels, row, top] = [94, 24, 30];
   const height = top + stamps.length * row + 8;
   const cut = job.stamps_us.cut ?? stamps[0][1];
   const end = Math.max(stamps.at(-1)[1], cut + 1, ...stamps.map(([, at]) => at));

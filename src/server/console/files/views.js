@@ -227,7 +227,8 @@ export class PoolsView {
     const row = (pair) => el('tr', null, el('th', { scope: 'row', class: 'code' }, pair.pair),
       nodes.map((node) => cell(pair, node)));
     this.matrix.replaceChildren(el('table', { class: 'matrix' },
-      el('caption', null, 'A dot: the node serves the pair; beside it the configured pools it does so in'),
+      el('caption', null, el('span', null,
+        'A dot: the node serves the pair; beside it the configured pools it does so in')),
       el('thead', null, head), el('tbody', null, pairs.map(row))));
   }
 }
