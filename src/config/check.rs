@@ -158,6 +158,11 @@ const RULES: &[Rule] = &[
         wanted: "at least 2 MiB more, or a node's result could never reach a session",
     },
     Rule {
+        keys: ["transport.sessions_outbox_bytes_max", "transport.session_outbox_bytes_max"],
+        agree: |c| c.transport.sessions_outbox_bytes_max >= c.transport.session_outbox_bytes_max,
+        wanted: "at least as much: it is what all sessions may have together",
+    },
+    Rule {
         keys: ["transport.node_outbox_bytes_max", "segmenter.max_bytes"],
         agree: |c| c.transport.node_outbox_bytes_max / 2 >= c.segmenter.max_bytes,
         wanted: "at least twice as much, or an encoded utterance could never reach a node",

@@ -244,6 +244,12 @@ fn each_tie_between_settings_is_enforced_at_its_edge() {
         ("transport.node_outbox_bytes_max", "transport.session_message_bytes_max", 8_000_000, 1),
         ("transport.node_outbox_bytes_max", "segmenter.max_bytes", 8_000_000, 2),
         ("transport.node_outbox_bytes_max", "gateway.recording_bytes_max", 8_000_000, 2),
+        (
+            "transport.sessions_outbox_bytes_max",
+            "transport.session_outbox_bytes_max",
+            30_000_000,
+            1,
+        ),
         ("job.lease_max_ms", "job.lease_min_ms", 20_000, 1),
         ("job.attempts_max", "job.node_deaths_max", 7, 1),
         ("job.live_max", "job.queue_max", 77, 1),
