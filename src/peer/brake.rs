@@ -12,13 +12,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes that a held back connection takes...
-const BYTES: usize = 4 * 1_024;
+/// Bytes that a held back connection takes: so little that what is for it piles up, so much that
+/// the sender sees some of it taken before it thinks that nobody is there...
+const BYTES: usize = 16 * 1_024;
 /// ...in this time.
 const EVERY: Duration = Duration::from_secs(1);
-/// Bytes that its system takes before it asks for no more. It asks again when half of them were
-/// read: with many, that would be so late that the sender takes it for dead.
-pub(super) const RECEIVE_BUFFER_BYTES: usize = 16 * 1_024;
 
 /// Holds back all connections that have it, while it is on. What they write is not held back.
 #[derive(Debug, Clone, Default)]
@@ -93,7 +91,7 @@ mod tests {
         let (mut far, _) = listener.accept().await.unwrap();
         far.write_all(&[7; 10 * BYTES]).await.unwrap();
         let brake = Brake::default();
-        let mut slow = Stream::Plain(near).slowed(brake.clone()).unwrap();
+        let mut slow = Stream::Plain(near).slowed(brake.clone());
         brake.set(true);
         let began = Instant::now();
         let mut bytes = vec![0; 4 * BYTES];

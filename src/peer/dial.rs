@@ -19,7 +19,7 @@ use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, Error as TlsError, RootCertStore};
 
-use super::brake::{Brake, Braked, RECEIVE_BUFFER_BYTES};
+use super::brake::{Brake, Braked};
 
 /// Certificates for connections this side opens. Without any, only plain ones can be.
 #[derive(Clone, Default)]
@@ -146,11 +146,8 @@ pub enum Stream {
 
 impl Stream {
     /// The same, read as slowly as the brake wants.
-    pub fn slowed(self, brake: Brake) -> io::Result<Self> {
-        if let Self::Plain(tcp) = &self {
-            rustix::net::sockopt::set_socket_recv_buffer_size(tcp, RECEIVE_BUFFER_BYTES)?;
-        }
-        Ok(Self::Slow(Box::new(Braked::new(self, brake))))
+    pub fn slowed(self, brake: Brake) -> Self {
+        Self::Slow(Box::new(Braked::new(self, brake)))
     }
 }
 

@@ -311,7 +311,7 @@ impl Dial {
     pub(super) async fn open(&self, config: WebSocketConfig) -> Result<Socket, WsError> {
         let stream = Box::pin(self.trust.connect(&self.authority, self.encrypted)).await?;
         let stream = match &self.brake {
-            Some(brake) => stream.slowed(brake.clone())?,
+            Some(brake) => stream.slowed(brake.clone()),
             None => stream,
         };
         let upgrade = client_async_with_config(self.request.clone(), stream, Some(config));
