@@ -31,7 +31,7 @@ Examples:
 
 Signals:
   SIGTERM, SIGINT  stop in good order, within 30 s; a second one ends it at once
-  SIGHUP           read the certificates again
+  SIGHUP           read settings and certificates again
 
 Exit codes:
   0   stopped in good order

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use super::error::DecodeError;
 use super::limits;
 
-/// Reads a message, of which not too much is left beside its speech. It is an object: a derived
-/// reader would take a list of its fields' values for one too.
+/// Reads a message without its speech, which leaves it `limits::HEAD_BYTES_MAX` bytes. It is an
+/// object: a derived reader would take a list of its fields' values for one too.
 pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
     if json.len() > limits::HEAD_BYTES_MAX {
         return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
