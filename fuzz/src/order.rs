@@ -103,7 +103,7 @@ struct Owed {
     given: u64,
     /// What this connection was given, in order.
     heard: Vec<u64>,
-    reads: VecDeque<u64>,
+    reads: VecDeque<(u64, usize)>,
 }
 
 impl Owed {
@@ -150,9 +150,11 @@ fn deliver(script: &mut Script<'_>) {
     while !script.is_over() {
         deliver_one(script, &mut real, &mut twin, &mut barriers);
         now.us += u64::from(script.any::<u8>()) * 10_000;
-        if let Some(after) = real.wants() {
+        if let Some((after, frames)) = real.wants() {
             assert!(twin.attached && after + 1 < twin.next, "nothing waits behind {after}");
-            twin.reads.push_back(after);
+            let waiting = twin.kept.range(after + 1..).count();
+            assert!((1..=waiting.max(1)).contains(&frames), "{frames} of {waiting} are wanted");
+            twin.reads.push_back((after, frames));
         }
         if let Some(seq) = real.barrier(now) {
             assert!(twin.proof == Proof::Pong && twin.attached && seq >= twin.first());
@@ -235,11 +237,11 @@ fn deliver_one(
 
 /// The disk answers what was asked, with all, some or none of what is there.
 fn replay(script: &mut Script<'_>, real: &mut Delivery, twin: &mut Owed) {
-    let Some(after) = twin.reads.pop_front() else { return };
+    let Some((after, limit)) = twin.reads.pop_front() else { return };
     let there: Vec<u64> = twin.kept.keys().copied().filter(|seq| *seq > after).collect();
     let gone = script.pick(4);
-    let found: Vec<u64> =
-        there.iter().copied().filter(|seq| gone == 0 || *seq as usize % 4 != gone).collect();
+    let undamaged = |seq: &u64| gone == 0 || *seq as usize % 4 != gone;
+    let found: Vec<u64> = there.iter().copied().filter(undamaged).take(limit).collect();
     let replay = real.replay(after, &found);
     assert!(replay.send.iter().all(|seq| found.contains(seq)), "sent, and not read back");
     assert!(replay.lost.iter().all(|seq| !found.contains(seq)), "lost, and read back");

@@ -42,7 +42,7 @@ struct World {
     /// What is on disk for the client, and how many there were.
     disk: BTreeMap<u64, (JobId, Bytes)>,
     next_seq: u64,
-    reads: VecDeque<u64>,
+    reads: VecDeque<(u64, usize)>,
     pings: Vec<u64>,
     /// The last number given to this connection.
     given: u64,
@@ -219,8 +219,8 @@ impl World {
     }
 
     fn read(&mut self, script: &mut Script<'_>) {
-        let Some(after) = self.reads.pop_front() else { return };
-        let rows = self.disk.range(after + 1..).take(1 + script.pick(4));
+        let Some((after, limit)) = self.reads.pop_front() else { return };
+        let rows = self.disk.range(after + 1..).take(limit.min(1 + script.pick(4)));
         let frames = rows.map(|(seq, (job, frame))| (*seq, *job, frame.clone())).collect();
         self.input(Input::Replayed { after, frames }, false);
     }
@@ -351,7 +351,7 @@ impl World {
                 self.pings.push(number);
             }
             Effect::Barrier(number) => self.pings.push(number),
-            Effect::Replay(after) => self.reads.push_back(after),
+            Effect::Replay { after, frames } => self.reads.push_back((after, frames)),
             Effect::Acknowledged(through) | Effect::Forfeit(through) => {
                 self.disk.retain(|seq, _| *seq > through);
                 self.given = self.given.max(through);
@@ -395,8 +395,8 @@ impl World {
             while !self.writes.is_empty() && !self.ended {
                 self.write();
             }
-            while let Some(after) = self.reads.pop_front() {
-                let rows = self.disk.range(after + 1..);
+            while let Some((after, limit)) = self.reads.pop_front() {
+                let rows = self.disk.range(after + 1..).take(limit);
                 let frames = rows.map(|(seq, (job, frame))| (*seq, *job, frame.clone())).collect();
                 self.input(Input::Replayed { after, frames }, false);
             }

@@ -316,7 +316,7 @@ section! {
         node_read_buffer_bytes: usize = 16_384, "bytes", from_to(KIB, 16 * MIB);
         /// Bytes that the system may hold for one connection once they are written, about; 0 leaves
         /// it to the system, which may take some megabytes for a peer that does not read.
-        send_buffer_bytes: usize = 262_144, "bytes", from_to(0, 64 * MIB), restart;
+        send_buffer_bytes: usize = 131_072, "bytes", from_to(0, 64 * MIB), restart;
         /// Time between pings to a peer.
         ping_interval_ms: u64 = 20_000, "ms", from_to(1, HOUR_MS);
         /// Time a peer has to answer a ping before its connection is given up.

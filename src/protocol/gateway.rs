@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::terse;
+
 /// Language spoken that is taken where none is named.
 pub const SRC_LANG: &str = "zh";
 /// Language wanted that is taken where none is named.
@@ -104,10 +106,10 @@ pub fn decode_stream(frame: &str) -> Result<StreamRequest, StreamFault> {
         kind: Option<std::borrow::Cow<'a, str>>,
         chunk: Option<String>,
     }
-    let message: Message<'_> = serde_json::from_str(frame).map_err(|_| StreamFault::Json)?;
+    let message: Message<'_> = terse::from_str(frame).map_err(|_| StreamFault::Json)?;
     match message.kind.as_deref() {
         Some("start") => {
-            let start = serde_json::from_str(frame).map_err(|_| StreamFault::Json)?;
+            let start = terse::from_str(frame).map_err(|_| StreamFault::Json)?;
             Ok(StreamRequest::Start(Box::new(start)))
         }
         Some("audio") => match message.chunk {

@@ -7,7 +7,7 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::DecodeError;
-use super::limits;
+use super::{limits, terse};
 
 /// Reads a message without its speech, which leaves it `limits::HEAD_BYTES_MAX` bytes. It is an
 /// object: a derived reader would take a list of its fields' values for one too.
@@ -15,7 +15,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeE
     if json.len() > limits::HEAD_BYTES_MAX {
         return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
     }
-    let message = serde_json::from_slice(json)?;
+    let message = terse::from_slice(json)?;
     match json.trim_ascii_start().first() {
         Some(b'{') => Ok(message),
         _ => Err(DecodeError::Malformed("a message is an object".to_owned())),
@@ -72,7 +72,7 @@ pub(super) fn opt_int<'de, D: Deserializer<'de>, T: TryFrom<i128>>(
 pub(super) fn opt_any<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     d: D,
 ) -> Result<Option<T>, D::Error> {
-    Ok(serde_json::from_str(<&RawValue>::deserialize(d)?.get()).ok())
+    Ok(terse::from_str(<&RawValue>::deserialize(d)?.get()).ok())
 }
 
 /// The entries of a list that have the wanted form, at most `N`; anything else counts as an empty
@@ -115,7 +115,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Entries<T, N
             read.reserve_exact(given.min(N));
             let keep = |entry: &'de RawValue| {
                 if read.len() < N
-                    && let Ok(entry) = serde_json::from_str(entry.get())
+                    && let Ok(entry) = terse::from_str(entry.get())
                 {
                     read.push(entry);
                 }

@@ -18,6 +18,7 @@ pub mod room;
 mod scan;
 pub mod session;
 mod splice;
+mod terse;
 pub mod trace;
 pub mod wav;
 

@@ -11,6 +11,8 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::terse;
+
 /// JSON that is passed on as it came.
 #[derive(Clone)]
 pub struct Passed(Box<RawValue>);
@@ -18,7 +20,7 @@ pub struct Passed(Box<RawValue>);
 impl Passed {
     /// Keeps the text of a value; none if a strict reader could not read it.
     pub(super) fn read(raw: &RawValue) -> Option<Self> {
-        serde_json::from_str::<Readable>(raw.get()).ok()?;
+        terse::from_str::<Readable>(raw.get()).ok()?;
         Some(Self(raw.to_owned()))
     }
 
@@ -34,7 +36,7 @@ impl Passed {
 
     /// Whether it is text, and which.
     pub fn as_str(&self) -> Option<Cow<'_, str>> {
-        serde_json::from_str(self.get()).ok().map(Cow::<str>::Owned)
+        terse::from_str(self.get()).ok().map(Cow::<str>::Owned)
     }
 
     /// Whether it is an object.
@@ -54,7 +56,7 @@ impl Passed {
 
     /// Whether it is a list of texts.
     pub(super) fn is_strings(&self) -> bool {
-        serde_json::from_str::<Texts>(self.get()).is_ok()
+        terse::from_str::<Texts>(self.get()).is_ok()
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::error::DecodeError;
 use super::ids::{Lang, RoomCode, SessionId};
-use super::limits;
+use super::{limits, terse};
 
 /// A message about rooms, from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,29 +260,29 @@ struct HistoryBody {
 pub(super) fn decode(kind: &str, json: &[u8]) -> Result<Option<RoomRequest>, DecodeError> {
     let request = match kind {
         "room_create" => {
-            let body: CreateBody = serde_json::from_slice(json)?;
+            let body: CreateBody = terse::from_slice(json)?;
             RoomRequest::Create(seat(body.display_name, body.preferred_lang)?)
         }
         "room_join" => {
-            let body: JoinBody = serde_json::from_slice(json)?;
+            let body: JoinBody = terse::from_slice(json)?;
             let seat = seat(body.display_name, body.preferred_lang)?;
             RoomRequest::Join(short(body.room_code)?, seat)
         }
         "room_leave" => {
-            let body: LeaveBody = serde_json::from_slice(json)?;
+            let body: LeaveBody = terse::from_slice(json)?;
             RoomRequest::Leave(short(body.room_code)?)
         }
         "room_raw_voice_preference" => {
-            let body: RawVoiceBody = serde_json::from_slice(json)?;
+            let body: RawVoiceBody = terse::from_slice(json)?;
             let (code, target) = (short(body.room_code)?, short(body.target_session_id)?);
             RoomRequest::RawVoice { code, target, receive: body.receive_raw_voice }
         }
         "room_preferred_lang" => {
-            let body: PreferBody = serde_json::from_slice(json)?;
+            let body: PreferBody = terse::from_slice(json)?;
             RoomRequest::Prefer { code: short(body.room_code)?, lang: body.preferred_lang }
         }
         "room_history" => {
-            let body: HistoryBody = serde_json::from_slice(json)?;
+            let body: HistoryBody = terse::from_slice(json)?;
             let last = usize::try_from(body.last).unwrap_or(usize::MAX);
             RoomRequest::History { code: short(body.room_code)?, last }
         }
@@ -298,7 +298,7 @@ pub(super) fn decode_signal(kind: &str, json: &[u8]) -> Result<Option<Box<Signal
         "webrtc_ice" => "candidate",
         _ => return Ok(None),
     };
-    let mut signal: Signal = serde_json::from_slice(json)?;
+    let mut signal: Signal = terse::from_slice(json)?;
     // Each has one of the two; the other is not passed on.
     if field == "sdp" {
         signal.candidate = None

@@ -22,8 +22,6 @@ use crate::transport::{Frame, Outbox};
 const STORE_RETRY: Duration = Duration::from_millis(2);
 /// How long to wait before owed frames that could not be read are read again.
 const READ_RETRY: Duration = Duration::from_secs(1);
-/// Frames read back at once.
-const REPLAY_FRAMES: usize = 8;
 /// Bytes waiting for one client beyond which it is told nothing that it can do without.
 const REMARK_BYTES_MAX: usize = 1 << 20;
 
@@ -41,7 +39,7 @@ impl SessionTask {
             Effect::Deliver { frame, job, seq } => self.last_word(frame, job, Some(seq)),
             Effect::Remark(text) => drop(self.remark(text)),
             Effect::Progress(job, text) => self.progress(job, text),
-            Effect::Replay(after) => self.replay(after),
+            Effect::Replay { after, frames } => self.replay(after, frames),
             Effect::Barrier(seq) => self.ping(seq),
             Effect::Prove(text, number) => {
                 self.push(Frame { text, tag: SessionTag::Prove(number) });
@@ -138,10 +136,10 @@ impl SessionTask {
     }
 
     /// Reads back what the client is owed; the answer comes by mail.
-    fn replay(&mut self, after: u64) {
+    fn replay(&mut self, after: u64, frames: usize) {
         let (Some(store), Some(open)) = (&self.shared.store, &self.open) else { return };
         self.shared.metrics.replays.inc();
-        tokio::spawn(read_back(store.clone(), Arc::clone(&open.handle), after));
+        tokio::spawn(read_back(store.clone(), Arc::clone(&open.handle), after, frames));
     }
 
     fn ping(&mut self, seq: u64) {
@@ -333,11 +331,11 @@ fn keeps_up(outbox: &Outbox<SessionTag>) -> bool {
     outbox.frames() < outbox.frames_max().div_ceil(2) && outbox.bytes() < REMARK_BYTES_MAX
 }
 
-/// Reads what a session is owed behind `after`, off the path, until it can be read.
-async fn read_back(store: Store, handle: Arc<SessionHandle>, after: u64) {
+/// Reads what a session is owed behind `after`, so many frames, off the path, until it can be read.
+async fn read_back(store: Store, handle: Arc<SessionHandle>, after: u64, frames: usize) {
     while !handle.is_over() {
         let session = handle.id;
-        match read_store(&store, move |s| s.outbox(session, after, REPLAY_FRAMES)).await {
+        match read_store(&store, move |s| s.outbox(session, after, frames)).await {
             Ok(Ok(rows)) => {
                 let frames = rows.into_iter().map(|r| (r.seq, r.job, Bytes::from(r.frame)));
                 let frames = frames.collect();

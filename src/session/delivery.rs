@@ -133,9 +133,14 @@ impl Delivery {
     }
 
     fn has_room(&self) -> bool {
-        let under_way = (self.flushed + 1).max(self.first)..=self.sent;
-        self.sent - self.flushed < WINDOW_FRAMES
-            && under_way.map(|seq| self.len_of(seq)).sum::<usize>() < WINDOW_BYTES
+        let (frames, bytes) = self.under_way();
+        frames < WINDOW_FRAMES && bytes < WINDOW_BYTES
+    }
+
+    /// Frames that the socket has not taken, and their bytes.
+    fn under_way(&self) -> (u64, usize) {
+        let seqs = (self.flushed + 1).max(self.first)..=self.sent;
+        (self.sent - self.flushed, seqs.map(|seq| self.len_of(seq)).sum())
     }
 
     /// The socket took the frame, and those before it.
@@ -148,15 +153,30 @@ impl Delivery {
         at.and_then(|at| self.owed.get(at)).map_or(0, |len| *len as usize)
     }
 
-    /// Where to read on, if frames wait on disk and the client has room. The answer goes to
-    /// `replay`; until then nothing else is asked for.
-    pub fn wants(&mut self) -> Option<u64> {
+    /// Behind which number to read on, and how many frames, if some wait on disk and the client
+    /// has room for half a window: it is not read for frame by frame. The answer goes to `replay`;
+    /// until then nothing else is asked for.
+    pub fn wants(&mut self) -> Option<(u64, usize)> {
         let behind = self.attached && self.sent + 1 < self.next();
-        if !behind || self.reading.is_some() || !self.has_room() {
+        let (mut frames, mut bytes) = self.under_way();
+        if !behind
+            || self.reading.is_some()
+            || frames > WINDOW_FRAMES / 2
+            || bytes > WINDOW_BYTES / 2
+        {
             return None;
         }
+        // No more than there is room for, for what is read and not sent is read again.
+        let mut wanted = 0;
+        let mut waiting = (self.sent + 1..self.next()).map(|seq| self.len_of(seq));
+        while frames < WINDOW_FRAMES
+            && bytes < WINDOW_BYTES
+            && let Some(len) = waiting.next()
+        {
+            (frames, bytes, wanted) = (frames + 1, bytes + len, wanted + 1);
+        }
         self.reading = Some(self.sent);
-        self.reading
+        Some((self.sent, wanted))
     }
 
     /// Frames behind `after` were read back: which of them are to be sent now, and the numbers
@@ -322,7 +342,7 @@ mod tests {
         /// The highest number the client has processed.
         client: u64,
         /// Reads of the disk that are not answered yet.
-        reads: Vec<u64>,
+        reads: Vec<(u64, usize)>,
         forfeited: u64,
     }
 
@@ -342,8 +362,14 @@ mod tests {
         }
 
         fn answer_read(&mut self, delivery: &mut Delivery) {
-            let Some(after) = self.reads.pop() else { return };
-            let frames: Vec<u64> = self.disk.range(after + 1..).map(|(s, _)| *s).take(4).collect();
+            let Some((after, limit)) = self.reads.pop() else { return };
+            let waiting = self.disk.range(after + 1..).take(limit);
+            let frames: Vec<u64> = waiting.clone().map(|(seq, _)| *seq).collect();
+            let but_the_last = frames.len().saturating_sub(1);
+            let read: usize = waiting.take(but_the_last).map(|(_, len)| *len).sum();
+            // If what was asked for is given up meanwhile, others come in its place.
+            let are_those = frames.first() == Some(&(after + 1));
+            assert!(!are_those || read < WINDOW_BYTES, "{read} bytes, and one frame more");
             let replay = delivery.replay(after, &frames);
             assert!(replay.lost.is_empty(), "nothing was damaged");
             replay.send.iter().for_each(|seq| self.send(*seq));
@@ -484,7 +510,7 @@ mod tests {
     fn what_was_damaged_on_disk_is_named_and_the_rest_flows() {
         let mut delivery = Delivery::restored(Proof::Ack, 1, [5, 5, 5]);
         delivery.attach(0);
-        assert_eq!(delivery.wants(), Some(0));
+        assert_eq!(delivery.wants(), Some((0, 3)));
         assert_eq!(delivery.wants(), None);
         let replay = delivery.replay(0, &[1, 3]);
         assert_eq!(replay, Replay { send: vec![1, 3], lost: vec![2] });
@@ -493,6 +519,21 @@ mod tests {
         nothing_left.wants();
         assert_eq!(nothing_left.replay(0, &[]).lost, [1]);
         assert_eq!(nothing_left.wants(), None);
+    }
+
+    #[test]
+    fn no_more_is_read_back_than_there_is_room_for() {
+        let mut delivery = Delivery::restored(Proof::Ack, 1, [60_000; 9]);
+        delivery.attach(0);
+        assert_eq!(delivery.wants(), Some((0, 3)));
+        assert_eq!(delivery.replay(0, &[1, 2, 3]).send, [1, 2, 3]);
+        delivery.flushed(1);
+        assert_eq!(delivery.wants(), None, "most of the window is under way");
+        delivery.flushed(2);
+        assert_eq!(delivery.wants(), Some((3, 2)));
+        let mut small = Delivery::restored(Proof::Ack, 1, [100; 90]);
+        small.attach(0);
+        assert_eq!(small.wants(), Some((0, 32)));
     }
 
     #[test]

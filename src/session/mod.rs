@@ -181,8 +181,13 @@ pub enum Effect {
         /// Its place in what the client is owed.
         seq: u64,
     },
-    /// Read back what is owed behind this number and give it to `Input::Replayed`.
-    Replay(u64),
+    /// Read back what is owed and give it to `Input::Replayed`.
+    Replay {
+        /// What comes behind this number.
+        after: u64,
+        /// The most that there is room for.
+        frames: usize,
+    },
     /// Ping the client with this number; its answer is `Input::Ponged`.
     Barrier(u64),
     /// Send the client this frame, and ping it with this number behind it.
@@ -501,8 +506,8 @@ impl Session {
             Input::Room(hearers) => self.surround(hearers),
             Input::Drain(notice) => self.drain(notice, now, effects),
         }
-        if let Some(after) = self.delivery.wants() {
-            effects.push(Effect::Replay(after));
+        if let Some((after, frames)) = self.delivery.wants() {
+            effects.push(Effect::Replay { after, frames });
         }
         if let Some(seq) = self.delivery.barrier(now) {
             effects.push(Effect::Barrier(seq));
@@ -538,8 +543,8 @@ impl Session {
         if resumed.recovered && resumed.from > 1 {
             effects.push(Effect::Acknowledged(resumed.from - 1));
         }
-        if let Some(after) = self.delivery.wants() {
-            effects.push(Effect::Replay(after));
+        if let Some((after, frames)) = self.delivery.wants() {
+            effects.push(Effect::Replay { after, frames });
         }
         self.say_asides(effects);
         true

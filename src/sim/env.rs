@@ -46,7 +46,7 @@ pub(super) enum Event {
     /// The batch under way is on the disk.
     Commit(u64),
     /// The read of what a session is owed has an answer.
-    ReadBack(u64, SessionId, u64),
+    ReadBack(u64, SessionId, (u64, usize)),
     /// A client does the next thing.
     Client(usize, u64),
     /// A node does the next thing; of an earlier run of its program it means nothing.

@@ -176,8 +176,8 @@ impl World {
                 life.control(true, env);
                 Ok(())
             }
-            Event::ReadBack(n, session, after) if n == number => {
-                life.read_back(session, after, env);
+            Event::ReadBack(n, session, wanted) if n == number => {
+                life.read_back(session, wanted, env);
                 Ok(())
             }
             Event::Commit(n) if n == number => life.commit(env),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::calm::Watched;
 use super::consoles::Consoles;
 use super::crowd::SlowReaders;
 use super::report::median;
@@ -19,7 +20,7 @@ const REST: Duration = Duration::from_secs(1);
 pub enum Company {
     /// Open consoles.
     Consoles(usize),
-    /// Sessions that asked for much and read 16 KiB a second of it. They are there in the
+    /// Sessions that asked for much and read 8 KiB a second of it. They are there in the
     /// other rounds too, and have read everything then.
     SlowReaders(usize),
 }
@@ -145,6 +146,7 @@ pub async fn beside(
 ) -> Result<Beside, LoadError> {
     let mut world = World::open(url, options, pid).await?;
     let mut others = Others::of(url, company, options).await?;
+    let watched = Watched::of(url)?;
     let (mut without, mut with, mut company_faults) = (Vec::new(), Vec::new(), Vec::new());
     let (mut rss_without_kb, mut rss_with_kb) = (None, None);
     for round in 0..rounds {
@@ -153,6 +155,7 @@ pub async fn beside(
             if here {
                 rss_without_kb = rss_without_kb.or_else(|| process::rss_kb(pid?));
                 others.come().await?;
+                watched.is_calm().await?;
                 tokio::time::sleep(REST).await;
                 rss_with_kb = rss_with_kb.max(pid.and_then(process::rss_kb));
             }
@@ -164,6 +167,7 @@ pub async fn beside(
             }
             if here {
                 company_faults.push(others.go().await?);
+                watched.is_calm().await?;
             }
         }
     }

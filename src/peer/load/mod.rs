@@ -8,6 +8,7 @@
 //! It shares the transport of the relay with the server, and nothing else.
 
 mod beside;
+mod calm;
 mod capacity;
 mod consoles;
 mod crowd;

@@ -13,9 +13,6 @@ use crate::sim::net::{Msg, Refusal, Tag};
 use crate::store::{TerminalRow, Write};
 use crate::telemetry::Now;
 
-/// Frames read back at once.
-const REPLAY_FRAMES: usize = 8;
-
 impl Life {
     pub(super) fn perform_session_effect(
         &mut self,
@@ -33,7 +30,7 @@ impl Life {
                 self.push_frame(id, meant(frame), Tag::Word(job, Some(seq)), env);
             }
             Effect::Remark(text) | Effect::Progress(_, text) => self.remark(id, text, env),
-            Effect::Replay(after) => self.replay(id, after, env),
+            Effect::Replay { after, frames } => self.replay(id, (after, frames), env),
             Effect::Barrier(seq) => self.ping(id, seq, env),
             Effect::Prove(text, number) => {
                 self.push_frame(id, meant(text), Tag::Prove(number), env);
@@ -83,19 +80,25 @@ impl Life {
     }
 
     /// Reads back what the client is owed; the answer comes by mail.
-    fn replay(&mut self, id: TaskId, after: u64, env: &mut Env) {
+    fn replay(&mut self, id: TaskId, wanted: (u64, usize), env: &mut Env) {
         let Some(session) = self.session_of(id) else { return };
         env.counts.reached("replayed");
         let us = env.skewed(50, 20_000);
-        env.after(us, Event::ReadBack(self.number, session, after));
+        env.after(us, Event::ReadBack(self.number, session, wanted));
     }
 
     /// The read has an answer.
-    pub(in crate::sim) fn read_back(&mut self, session: SessionId, after: u64, env: &mut Env) {
+    pub(in crate::sim) fn read_back(
+        &mut self,
+        session: SessionId,
+        wanted: (u64, usize),
+        env: &mut Env,
+    ) {
         if !self.handles.contains_key(&session) {
             return;
         }
-        match self.journal.outbox(session, after, REPLAY_FRAMES) {
+        let (after, frames) = wanted;
+        match self.journal.outbox(session, after, frames) {
             Ok(rows) => {
                 let frames = rows.into_iter().map(|r| (r.seq, r.job, Bytes::from(r.frame)));
                 let frames = frames.collect();
@@ -103,7 +106,7 @@ impl Life {
             }
             Err(_) => {
                 env.counts.reached("read_back_failed");
-                env.after(1_000_000, Event::ReadBack(self.number, session, after));
+                env.after(1_000_000, Event::ReadBack(self.number, session, wanted));
             }
         }
     }
