@@ -24,10 +24,7 @@ pub(super) struct Watched {
 impl Watched {
     /// The server at this address, which must be one without TLS.
     pub(super) fn of(url: &str) -> Result<Self, LoadError> {
-        match url.strip_prefix("ws://") {
-            Some(authority) => Ok(Self { authority: authority.to_owned() }),
-            None => Err(LoadError::Options("others are watched on a server without TLS")),
-        }
+        Ok(Self { authority: authority(url)?.to_owned() })
     }
 
     /// Returns when nothing waits for the disk.
@@ -56,6 +53,12 @@ impl Watched {
             LoadError::Refused("the server does not say what waits for its disk".to_owned())
         })
     }
+}
+
+/// Where the server's HTTP is.
+pub(super) fn authority(url: &str) -> Result<&str, LoadError> {
+    let apart = LoadError::Options("load beside others is for a server without TLS");
+    url.strip_prefix("ws://").ok_or(apart)
 }
 
 /// What waits in all lanes of the store, if the metrics tell.

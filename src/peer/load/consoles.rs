@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::LoadError;
+use super::calm::authority;
 
 /// What consoles look at, in turns.
 const VIEWS: [&str; 5] = ["overview", "nodes", "pools", "jobs", "sessions"];
@@ -30,10 +31,7 @@ pub(super) struct Consoles {
 impl Consoles {
     /// So many; none is open yet.
     pub(super) fn of(url: &str, count: usize) -> Result<Self, LoadError> {
-        let Some(authority) = url.strip_prefix("ws://") else {
-            return Err(LoadError::Options("consoles are opened on a server without TLS"));
-        };
-        let (authority, pictures) = (authority.to_owned(), Arc::default());
+        let (authority, pictures) = (authority(url)?.to_owned(), Arc::default());
         Ok(Self { authority, count, pictures, looking: JoinSet::new() })
     }
 
