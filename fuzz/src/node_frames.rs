@@ -30,7 +30,7 @@ pub fn run(input: &[u8]) {
         assert!(of_plain.is_ok(), "taken, but not when written plainly: {of_plain:?}");
     }
     if value["type"] == "job_result" {
-        let of_escaped = decode(&escaped(&plain, "tts_audio"));
+        let of_escaped = decode(&escaped(&value, "tts_audio"));
         match (&of_plain, &of_escaped) {
             (Ok(a), Ok(b)) => assert_eq!(format!("{a:?}"), format!("{b:?}"), "by both ways"),
             (a, b) => assert_eq!(a.is_ok(), b.is_ok(), "by both ways: {a:?}, {b:?}"),

@@ -44,7 +44,7 @@ pub fn run(input: &[u8]) {
         Some("utterance") => "audio",
         _ => return,
     };
-    let of_escaped = decode(&escaped(&plain, key));
+    let of_escaped = decode(&escaped(&value, key));
     match (&of_plain, &of_escaped) {
         (Ok(a), Ok(b)) => assert_eq!(format!("{a:?}"), format!("{b:?}"), "by both ways"),
         (a, b) => assert_eq!(a.is_ok(), b.is_ok(), "by both ways: {a:?}, {b:?}"),

@@ -8,12 +8,16 @@ pub fn canonical(value: &Value) -> Bytes {
     Bytes::from(value.to_string())
 }
 
-/// The same text with `key` spelt with an escape, so that who looks for its letters misses it.
-pub fn escaped(plain: &[u8], key: &str) -> Bytes {
-    let text = std::str::from_utf8(plain).expect("JSON is text");
+/// The same with its own `key` spelt with an escape, so that who looks for its letters misses it.
+/// What is further in may be passed on as it is written, and is left alone.
+pub fn escaped(value: &Value, key: &str) -> Bytes {
     let first = u32::from(key.as_bytes()[0]);
-    let spelt = format!("\"\\u{first:04x}{}\":", &key[1..]);
-    Bytes::from(text.replace(&format!("\"{key}\":"), &spelt))
+    let fields = value.as_object().expect("a message is an object").iter();
+    let fields = fields.map(|(name, value)| match name == key {
+        true => format!("\"\\u{first:04x}{}\":{value}", &key[1..]),
+        false => format!("{}:{value}", Value::from(name.as_str())),
+    });
+    Bytes::from(format!("{{{}}}", fields.collect::<Vec<_>>().join(",")))
 }
 
 /// Whether a number in it is a float. Those may change in their last digit when written and read.
