@@ -110,8 +110,9 @@ async fn what_comes_and_goes_leaves_nothing_behind() {
             world.broken(Broken::Rule, why);
         }
     }
-    if life.as_secs_f64() >= WARM_FROM_S {
-        flat(&world, &trends);
+    match life.as_secs_f64() >= WARM_FROM_S {
+        true => flat(&world, &trends),
+        false => println!("churn: too short a life for memory to be judged"),
     }
     let mut all = (workers, clients);
     if world.all_broken().is_empty()
