@@ -122,7 +122,7 @@ pub(super) struct Args {
     /// Compare with the same load while so many consoles are open, in turns.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity"])]
     consoles: Option<usize>,
-    /// Compare with the same load while so many sessions read 8 KiB a second of what they
+    /// Compare with the same load while so many sessions read 16 KiB a second of what they
     /// asked for, in turns.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["floor", "find_capacity", "consoles"])]
     slow_readers: Option<usize>,

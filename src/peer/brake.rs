@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Bytes that a held back connection takes: so little that what is for it piles up, so much that
 /// the sender sees some of it taken before it thinks that nobody is there...
-const BYTES: usize = 8 * 1_024;
+const BYTES: usize = 16 * 1_024;
 /// ...in this time.
 const EVERY: Duration = Duration::from_secs(1);
 

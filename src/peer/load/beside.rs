@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_secs(1);
 pub enum Company {
     /// Open consoles.
     Consoles(usize),
-    /// Sessions that asked for much and read 8 KiB a second of it. They are there in the
+    /// Sessions that asked for much and read 16 KiB a second of it. They are there in the
     /// other rounds too, and have read everything then.
     SlowReaders(usize),
 }

@@ -135,7 +135,7 @@ impl Storm {
 const ANSWERS: usize = 10;
 const ANSWER_BYTES: usize = 64 * 1_024;
 /// Utterances a second that all of them say together.
-const ASK_RATE: f64 = 500.0;
+const ASK_RATE: f64 = 1_000.0;
 /// How long that, and reading it all, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Languages that the load beside them does not use, so that its nodes get none of their jobs.
