@@ -378,6 +378,7 @@ impl Ledger {
         }
         let sent = self.counts.sent.swap(0, SeqCst);
         self.counts.closed.store(0, SeqCst);
+        self.counts.replied.store(0, SeqCst);
         let counts = &self.counts;
         let take = |count: &AtomicU64| count.swap(0, SeqCst);
         let faults = Faults {
@@ -436,8 +437,10 @@ mod tests {
             ledger.replied(at, ms(&ledger, 301));
             ledger.answered(at, ms(&ledger, 302), true);
         }
+        assert_eq!(ledger.counts.replied.load(SeqCst), 3);
         let (measured, faults) = ledger.end(Some(3));
         assert!(faults.is_clean(), "{faults:?}");
+        assert_eq!(ledger.counts.replied.load(SeqCst), 0, "the next round counts anew");
         let near = |us: f64, ms: f64| (us / 1_000.0 - ms).abs() < 1.0;
         assert!(near(measured.late.max_us, 300.0), "{:?}", measured.late);
         assert!(near(measured.dispatch.max_us, 301.0), "{:?}", measured.dispatch);
