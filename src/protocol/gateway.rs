@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::terse;
+use super::lenient;
 
 /// Language spoken that is taken where none is named.
 pub const SRC_LANG: &str = "zh";
@@ -71,13 +71,11 @@ pub enum StreamRequest {
 }
 
 /// `start`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Start {
     /// Languages and form of the recordings.
-    #[serde(flatten)]
     pub terms: Terms,
     /// Whether transcripts are wanted while the node works; default no.
-    #[serde(default)]
     pub partials: Option<bool>,
 }
 
@@ -106,11 +104,19 @@ pub fn decode_stream(frame: &str) -> Result<StreamRequest, StreamFault> {
         kind: Option<std::borrow::Cow<'a, str>>,
         chunk: Option<String>,
     }
-    let message: Message<'_> = terse::from_str(frame).map_err(|_| StreamFault::Json)?;
+    #[derive(Deserialize)]
+    struct Wish {
+        partials: Option<bool>,
+    }
+    fn read<'a, T: Deserialize<'a>>(frame: &'a str) -> Result<T, StreamFault> {
+        lenient::object(frame.as_bytes()).map_err(|_| StreamFault::Json)
+    }
+    let message: Message<'_> = read(frame)?;
     match message.kind.as_deref() {
         Some("start") => {
-            let start = terse::from_str(frame).map_err(|_| StreamFault::Json)?;
-            Ok(StreamRequest::Start(Box::new(start)))
+            // Not flattened into one: what is flattened is read from a copy of all fields.
+            let Wish { partials } = read(frame)?;
+            Ok(StreamRequest::Start(Box::new(Start { terms: read(frame)?, partials })))
         }
         Some("audio") => match message.chunk {
             None => Err(StreamFault::NoChunk),
@@ -320,6 +326,7 @@ mod tests {
         let fault = |text: &str| decode_stream(text).unwrap_err().to_string();
         assert_eq!(fault("{"), "Invalid JSON");
         assert_eq!(fault("[1]"), "Invalid JSON");
+        assert_eq!(fault(r#"["audio","AAAA"]"#), "Invalid JSON");
         assert_eq!(fault(r#"{"type":7}"#), "Invalid JSON");
         assert_eq!(fault(r#"{"type":"start","sample_rate":"x"}"#), "Invalid JSON");
         assert_eq!(fault(r#"{"type":"stop"}"#), "Unknown message type");
@@ -327,5 +334,13 @@ mod tests {
         assert_eq!(fault(r#"{"type":"audio"}"#), "Missing audio chunk");
         assert_eq!(fault(r#"{"type":"audio","chunk":"?"}"#), "Invalid base64 audio");
         assert_eq!(fault(r#"{"type":"audio","chunk":""}"#), "Invalid base64 audio");
+    }
+
+    #[test]
+    fn a_stream_starts_with_what_its_client_names() {
+        let text = r#"{"type":"start","src_lang":"en","more":[1],"partials":true}"#;
+        let Ok(StreamRequest::Start(start)) = decode_stream(text) else { panic!("no start") };
+        assert_eq!(start.terms, Terms { src_lang: Some("en".into()), ..Terms::default() });
+        assert_eq!(start.partials, Some(true));
     }
 }

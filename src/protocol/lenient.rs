@@ -9,12 +9,16 @@ use serde_json::value::RawValue;
 use super::error::DecodeError;
 use super::{limits, terse};
 
-/// Reads a message without its speech, which leaves it `limits::HEAD_BYTES_MAX` bytes. It is an
-/// object: a derived reader would take a list of its fields' values for one too.
+/// Reads a message without its speech, which leaves it `limits::HEAD_BYTES_MAX` bytes.
 pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
     if json.len() > limits::HEAD_BYTES_MAX {
         return Err(DecodeError::TooLong { field: "message", max: limits::HEAD_BYTES_MAX });
     }
+    object(json)
+}
+
+/// Reads an object of any length: a derived reader would take a list of its fields' values for one.
+pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, DecodeError> {
     let message = terse::from_slice(json)?;
     match json.trim_ascii_start().first() {
         Some(b'{') => Ok(message),

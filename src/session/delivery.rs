@@ -158,12 +158,11 @@ impl Delivery {
     /// until then nothing else is asked for.
     pub fn wants(&mut self) -> Option<(u64, usize)> {
         let behind = self.attached && self.sent + 1 < self.next();
+        if !behind || self.reading.is_some() {
+            return None;
+        }
         let (mut frames, mut bytes) = self.under_way();
-        if !behind
-            || self.reading.is_some()
-            || frames > WINDOW_FRAMES / 2
-            || bytes > WINDOW_BYTES / 2
-        {
+        if frames > WINDOW_FRAMES / 2 || bytes > WINDOW_BYTES / 2 {
             return None;
         }
         // No more than there is room for, for what is read and not sent is read again.

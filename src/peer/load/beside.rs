@@ -155,7 +155,7 @@ pub async fn beside(
             if here {
                 rss_without_kb = rss_without_kb.or_else(|| process::rss_kb(pid?));
                 others.come().await?;
-                watched.is_calm().await?;
+                watched.until_calm().await?;
                 tokio::time::sleep(REST).await;
                 rss_with_kb = rss_with_kb.max(pid.and_then(process::rss_kb));
             }
@@ -167,7 +167,7 @@ pub async fn beside(
             }
             if here {
                 company_faults.push(others.go().await?);
-                watched.is_calm().await?;
+                watched.until_calm().await?;
             }
         }
     }

@@ -28,7 +28,7 @@ impl Watched {
     }
 
     /// Returns when nothing waits for the disk.
-    pub(super) async fn is_calm(&self) -> Result<(), LoadError> {
+    pub(super) async fn until_calm(&self) -> Result<(), LoadError> {
         let begin = Instant::now();
         let mut calm = 0;
         while calm < TIMES {
